@@ -1,0 +1,1 @@
+"""Built-in adapters: one model family, one file."""

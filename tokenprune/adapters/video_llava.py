@@ -1,0 +1,12 @@
+"""Video-LLaVA (arXiv 2311.10122): pictures and videos, each with placeholder tokens of their own."""
+
+from __future__ import annotations
+
+from .decoder import LlamaStyleAdapter
+
+
+class VideoLlavaAdapter(LlamaStyleAdapter):
+    """`VideoLlavaForConditionalGeneration`. A video frame has 257 tokens (its CLS goes through), a picture 256."""
+
+    model_types = ("video_llava",)
+    placeholders = ("image_token_id", "video_token_id")

@@ -1,0 +1,1 @@
+"""What can be learnt about a model from its states."""

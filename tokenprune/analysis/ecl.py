@@ -1,0 +1,103 @@
+"""The Entropy Collapse Layer (arXiv 2602.17196, section 3.3): measured, looked up, remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from .. import ops
+from ..interfaces import Adapter
+from ..recipe import configs
+
+
+def collapse(entropies: Sequence[float]) -> int:
+    """The number of blocks after which the entropy drops most (1 to depth - 1); ties go to the earlier block."""
+    drops = [before - after for before, after in pairwise(entropies)]
+    return max(range(len(drops)), key=drops.__getitem__) + 1
+
+
+@torch.no_grad()
+def layer_entropies(
+    adapter: Adapter,
+    decoder: nn.Module,
+    visual: Bool[Tensor, "b s"],
+    run: Callable[[], object],
+    states: str = "queries",
+) -> list[float]:
+    """Matrix entropy of the visual tokens' states in every block, in nats, while `run()` does one unpruned prefill.
+
+    Of the first prompt that has visual tokens; `states` is `queries` or `keys`.
+    """
+    row = int(visual.any(1).int().argmax())
+    columns = visual[row].nonzero()[:, 0]
+    found: list[Tensor] = []
+
+    def measure(module: nn.Module, args: Any, output: Tensor) -> None:
+        found.append(ops.layer_entropy(output[row, columns.to(output.device)]).cpu())
+
+    with ExitStack() as hooks:
+        for block in adapter.blocks(decoder):
+            hooks.callback(adapter.projections(block)[states].register_forward_hook(measure).remove)
+        run()
+    return [float(entropy) for entropy in found]
+
+
+def known(model: nn.Module, adapter: Adapter) -> int | None:
+    """The layer shipped for this model, else the one remembered for exactly these weights, else None."""
+    depth = len(adapter.blocks(adapter.decoder(adapter.base(model))))
+    name = Path(str(getattr(model.config, "_name_or_path", "")) or "unnamed").name
+    shipped = configs() / "ecl" / f"{name}.yaml"
+    if shipped.is_file():
+        entry = yaml.safe_load(shipped.read_text())
+        if entry["depth"] == depth:
+            return int(entry["layer"])
+    try:
+        layer = json.loads(_memory(model, adapter).read_text())["layer"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return layer if isinstance(layer, int) and 0 < layer < depth else None
+
+
+def remember(model: nn.Module, adapter: Adapter, entropies: Sequence[float]) -> Path | None:
+    """Write the layer for exactly these weights into the user's cache, atomically; None if it cannot be written."""
+    path = _memory(model, adapter)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump({"layer": collapse(entropies), "entropies": list(entropies)}, file)
+        os.replace(file.name, path)
+    except OSError:
+        return None
+    return path
+
+
+def _memory(model: Any, adapter: Adapter) -> Path:
+    root = os.environ.get("TOKENPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "tokenprune"
+    return Path(root).expanduser() / "ecl" / f"{_fingerprint(model, adapter)}.json"
+
+
+def _fingerprint(model: Any, adapter: Adapter) -> str:
+    """Of the sizes and of some weights: the same model in another folder, dtype or attention is the same model."""
+    decoder = adapter.decoder(adapter.base(model))
+    blocks = adapter.blocks(decoder)
+    digest = hashlib.sha256(f"{model.config.model_type} {len(blocks)}".encode())
+    for block in (blocks[0], blocks[-1]):
+        weight = adapter.projections(block)["queries"].weight
+        if weight.is_meta:  # offloaded: its values are elsewhere
+            continue
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.float32)  # type: ignore[operator]
+        digest.update(str(tuple(weight.shape)).encode())  # type: ignore[arg-type]
+        digest.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:32]

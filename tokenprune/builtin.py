@@ -1,0 +1,41 @@
+"""The built-in plugin: registers through the same hooks as everybody else."""
+
+from __future__ import annotations
+
+from .adapters.llava import LlavaAdapter
+from .adapters.llava_next import LlavaNextAdapter
+from .adapters.qwen2_5_vl import Qwen2_5VLAdapter
+from .adapters.video_llava import VideoLlavaAdapter
+from .hookspecs import hookimpl
+from .interfaces import Adapter, Merger, Scheduler, Scorer
+from .mergers import nearest
+from .schedules import Ecl, Fixed, Pyramid
+from .scorers.attention import Attention
+from .scorers.diversity import Diversity
+from .scorers.entropy import Entropy
+from .scorers.random import Random
+
+
+@hookimpl
+def tokenprune_scorers() -> dict[str, type[Scorer]]:
+    return {"entropy": Entropy, "attention": Attention, "diversity": Diversity, "random": Random}
+
+
+@hookimpl
+def tokenprune_schedulers() -> dict[str, type[Scheduler]]:
+    return {"fixed": Fixed, "ecl": Ecl, "pyramid": Pyramid}
+
+
+@hookimpl
+def tokenprune_adapters() -> dict[str, type[Adapter]]:
+    return {
+        "llava": LlavaAdapter,
+        "llava-next": LlavaNextAdapter,
+        "video-llava": VideoLlavaAdapter,
+        "qwen2.5-vl": Qwen2_5VLAdapter,
+    }
+
+
+@hookimpl
+def tokenprune_mergers() -> dict[str, Merger]:
+    return {"nearest": nearest}

@@ -1,0 +1,94 @@
+"""A cache that was pruned: its first layer owns the PromptState and reports the length the caller believes in."""
+
+from __future__ import annotations
+
+from functools import cache as memo
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Owned(Protocol):
+    """What the cache does to its prompt."""
+
+    @property
+    def hidden(self) -> int: ...
+    def select(self, rows: Tensor) -> Any: ...
+    def repeat(self, repeats: int) -> Any: ...
+
+
+class PromptOwner:
+    """Mixin for the first layer of a cache.
+
+    The state lives in the cache, so it goes wherever the cache goes: kept between turns, deep-copied, reordered by
+    beams, freed with it. Two conversations on one model can never mix. If the first layer itself was pruned, its
+    length still counts the dropped columns: callers slice follow-up turns and number positions by it.
+    """
+
+    prompt: Owned | None
+
+    def get_seq_length(self) -> int:
+        physical = self.physical_length()
+        return physical + self.prompt.hidden if physical and self.prompt is not None else physical
+
+    def physical_length(self) -> int:
+        return super().get_seq_length()  # type: ignore[misc]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.prompt is not None:
+            self.prompt = self.prompt.repeat(repeats)
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        self.prompt = None
+
+    def _select(self, rows: Tensor) -> None:
+        if self.prompt is not None:
+            self.prompt = self.prompt.select(rows)
+
+
+@memo
+def _owner_type(layer_type: type) -> type:
+    return type(f"Pruned{layer_type.__name__}", (PromptOwner, layer_type), {})
+
+
+def own(cache: Any, prompt: Owned) -> None:
+    """Let the cache own the prompt: its first layer becomes one that knows it, around the same tensors."""
+    layer: Any = cache.layers[0]
+    if not isinstance(layer, PromptOwner):
+        owner: Any = object.__new__(_owner_type(type(layer)))
+        owner.__dict__.update(layer.__dict__)
+        cache.layers[0] = layer = owner
+    layer.prompt = prompt
+
+
+def owned(cache: Any) -> Any | None:
+    """The prompt that owns this cache, or None."""
+    layers = getattr(cache, "layers", None)
+    return getattr(layers[0], "prompt", None) if layers else None
+
+
+class PhysicalLength:
+    """What mask creation asks of a cache, answered for one block: how many columns it really holds."""
+
+    is_compileable = False
+
+    def __init__(self, cache: Any | None, block: int) -> None:
+        layer = cache.layers[block] if cache is not None and block < len(cache.layers) else None
+        count = getattr(layer, "physical_length", None) or getattr(layer, "get_seq_length", None)
+        self.length = int(count()) if count is not None else 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.length + query_length, 0

@@ -1,0 +1,494 @@
+"""The engine: the only file with hooks, and the only caller of the three interfaces.
+
+One prefill, in order: `_begin` (before the base model) finds or makes the PromptState; `_look` keeps references to
+the projections of block L-1; `_enter` (before blocks >= L) scores, selects, narrows and hands every block the mask and
+rotary tables of what it sees; `_restore` gives the output the length the caller expects; `_end` lets the cache own
+the state. Decode steps pass through `_begin` and `_enter` alone, where only masks are rebuilt.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.masking_utils import create_causal_mask
+
+from . import cache as caches
+from . import ops
+from .analysis import ecl
+from .errors import (
+    AlreadyPrunedError,
+    BudgetError,
+    PromptError,
+    RecipeError,
+    ScorerError,
+    UnsupportedModelError,
+)
+from .interfaces import Adapter, RotaryTables
+from .recipe import Pass, Recipe
+from .values import Seen, Shape, View
+
+log = logging.getLogger("tokenprune")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What happens at one layer: which pass, and how many visual tokens each prompt has before and after."""
+
+    work: Pass
+    before: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptState:
+    """One prompt batch from its prefill to its last decode step; owned by its cache.
+
+    Attributes:
+        ids: token ids.
+        visual: columns that hold visual tokens.
+        everything: the view before any pruning.
+        counts: visual tokens per prompt.
+        question: text tokens after the last visual token, per prompt.
+        stages: plan of this batch, by layer.
+        views: what is left, by layer; filled while the prefill runs.
+    """
+
+    ids: Int[Tensor, "b s"]
+    visual: Bool[Tensor, "b s"]
+    everything: View
+    counts: tuple[int, ...]
+    question: tuple[int, ...]
+    stages: dict[int, Stage]
+    views: dict[int, View] = field(default_factory=dict)
+
+    def view(self, block: int) -> View | None:
+        """What block number `block` sees, or None if it sees everything."""
+        layers = [layer for layer in self.views if layer <= block]
+        return self.views[max(layers)] if layers else None
+
+    @property
+    def hidden(self) -> int:
+        """Columns that the first cache layer does not hold although the caller counts them."""
+        first = self.views.get(0)
+        return first.span - first.width if first else 0
+
+    def select(self, rows: Int[Tensor, "j"]) -> PromptState:
+        """The state of other batch rows (beams, repeats)."""
+        at = rows.tolist()
+        pick = partial(_pick, at)
+        return PromptState(
+            ids=self.ids[rows.to(self.ids.device)],
+            visual=self.visual[rows.to(self.visual.device)],
+            everything=self.everything.select(rows),
+            counts=pick(self.counts),
+            question=pick(self.question),
+            stages={
+                layer: replace(stage, before=pick(stage.before), kept=pick(stage.kept))
+                for layer, stage in self.stages.items()
+            },
+            views={layer: view.select(rows) for layer, view in self.views.items()},
+        )
+
+    def repeat(self, repeats: int) -> PromptState:
+        """Each prompt `repeats` times in a row."""
+        return self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))
+
+
+def _pick(rows: Sequence[int], values: Sequence[int]) -> tuple[int, ...]:
+    return tuple(values[row] for row in rows)
+
+
+@dataclass(eq=False)
+class _Turn:
+    """One forward pass: what its hooks hand to each other."""
+
+    prompt: PromptState
+    attention_mask: Tensor | None
+    prefill: bool
+    cache: Any = None
+    looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    masks: dict[int, Any] = field(default_factory=dict)  # by the layer of the view
+    rotary: dict[int, RotaryTables] = field(default_factory=dict)
+    finite: list[tuple[str, Tensor]] = field(default_factory=list)
+
+
+class Pruner:
+    """Injects a recipe into a model with forward hooks, and takes it out again.
+
+    Nothing is patched or subclassed and no attribute is left on a module. Use `tokenprune.prune` or `.attach`.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter) -> None:
+        self.model, self.recipe, self.adapter = model, recipe, adapter
+        self.config: Any = model.config
+        self.base = adapter.base(model)
+        self.decoder = adapter.decoder(self.base)
+        self.blocks = adapter.blocks(self.decoder)
+        self.ecl: int | None = None
+        self.state: PromptState | None = None  # the last prompt batch
+        self._signature = inspect.signature(self.base.forward)
+        self._live = threading.local()
+        self._lock = threading.Lock()
+        self._hooks = ExitStack()
+        self._hooked: set[object] = set()
+
+    def attach(self) -> Pruner:
+        """Register the hooks.
+
+        Raises:
+            AlreadyPrunedError: the model is inside another pruning block.
+            UnsupportedModelError: its decoder does something pruning cannot follow.
+            LayerError: the recipe names a layer the model does not have.
+        """
+        if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in self.base._forward_pre_hooks.values()):
+            raise AlreadyPrunedError(
+                "this model is already being pruned: leave the other block (or call its handle's remove()) first, or "
+                "write both steps as passes of one recipe"
+            )
+        if reason := self.adapter.refuse(self.config):
+            raise UnsupportedModelError(f"this {self.config.model_type} model cannot be pruned: {reason}")
+        needs_ecl = any(work.schedule.needs_ecl for work in self.recipe.passes)
+        self.ecl = ecl.known(self.model, self.adapter) if needs_ecl else None
+        for work in self.recipe.passes:
+            if self.ecl is None and work.schedule.needs_ecl:
+                continue
+            with suppress(BudgetError):  # depends on the prompt: said at its prefill
+                work.schedule.plan(Shape(len(self.blocks), visual=1, ecl=self.ecl))
+        self._add(self.base.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._add(self.base.register_forward_hook(self._end, always_call=True))
+        self._add(self.decoder.register_forward_hook(self._restore))
+        return self
+
+    def remove(self) -> None:
+        """Take every hook out. The last `state` stays readable; caches pruned so far stay valid inside a new block."""
+        self._hooks.close()
+        self._hooked.clear()
+
+    def _add(self, handle: Any) -> None:
+        self._hooks.callback(handle.remove)
+
+    def _hook_blocks(self, layers: Sequence[int]) -> None:
+        """Hook what the stages at these layers need; once each."""
+        with self._lock:
+            for layer in layers:
+                for block in range(layer, len(self.blocks)):
+                    if block not in self._hooked:
+                        self._hooked.add(block)
+                        enter = partial(self._enter, block)
+                        self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
+                if layer and (layer, "look") not in self._hooked:
+                    self._hooked.add((layer, "look"))
+                    for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
+                        self._add(module.register_forward_hook(partial(self._look, layer, name)))
+
+    @property
+    def _turn(self) -> _Turn | None:
+        return getattr(self._live, "turn", None)
+
+    # -- one forward pass, in order ------------------------------------------------------------------------------
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the base model: a prefill makes a PromptState, a later step finds it in its cache."""
+        if getattr(self._live, "paused", False):
+            return
+        self._live.turn = None
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given = {**given, **given.get("kwargs", {})}
+        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        prompt = caches.owned(cache)
+        if cache is not None and cache.get_seq_length():
+            self._say_unpruned(given.get("input_ids"))
+        if prompt is not None:
+            self._hook_blocks(sorted(prompt.views))
+            self._live.turn = _Turn(prompt, self._mask_2d(mask), prefill=False, cache=cache)
+        elif cache is None or not cache.get_seq_length():
+            prompt = self._plan(module, args, kwargs, given)
+            if prompt is not None:
+                self.state = prompt
+                self._hook_blocks(sorted(prompt.stages))
+                self._live.turn = _Turn(prompt, self._mask_2d(mask), prefill=True)
+
+    def _say_unpruned(self, ids: Tensor | None) -> None:
+        if ids is not None and ids.shape[1] > 1 and self.adapter.visual(self.config, ids).any():
+            log.warning("visual tokens in a later turn of a conversation are answered unpruned")
+
+    def _mask_2d(self, mask: Any) -> Tensor | None:
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            raise PromptError(
+                "pruning needs the 2-D attention mask (prompts x columns) or none, got a ready-made "
+                f"{getattr(mask, 'ndim', '?')}-D one: use a dynamic cache and pass the tokenizer's mask"
+            )
+        return mask
+
+    def _plan(self, module: nn.Module, args: Any, kwargs: Any, given: dict[str, Any]) -> PromptState | None:
+        """The state of a new prompt batch; None if nothing will be dropped."""
+        ids, mask = given.get("input_ids"), self._mask_2d(given.get("attention_mask"))
+        if ids is None:
+            raise PromptError(
+                "pruning needs input_ids to see which columns are visual, got only inputs_embeds: pass input_ids"
+            )
+        if getattr(given.get("past_key_values"), "is_compileable", False):
+            raise PromptError("pruning does not support static caches yet: leave cache_implementation at its default")
+        visual = self.adapter.visual(self.config, ids)
+        valid = torch.ones_like(visual) if mask is None else mask.bool().to(visual.device)
+        last = torch.where(visual, torch.arange(ids.shape[1], device=ids.device), -1).amax(1, keepdim=True)
+        after = valid & (torch.arange(ids.shape[1], device=ids.device) > last)
+        lengths, counts, question = torch.stack([valid.sum(1), visual.sum(1), after.sum(1)]).tolist()  # the one sync
+        if not any(counts):
+            return None
+        if self.ecl is None and any(work.schedule.needs_ecl for work in self.recipe.passes):
+            self.ecl = self._find_ecl(module, visual, args, kwargs)
+        stages = self._stages(counts)
+        if not stages:
+            return None
+        return PromptState(ids, visual, View.full(valid, lengths), tuple(counts), tuple(question), stages)
+
+    def _stages(self, counts: Sequence[int]) -> dict[int, Stage]:
+        """Every prompt's plan, put together by layer."""
+        stages: dict[int, Stage] = {}
+        left = list(counts)
+        depth = len(self.blocks)
+        for work in self.recipe.passes:
+            plans = [work.schedule.plan(Shape(depth, visual=n, ecl=self.ecl)) if n else {} for n in counts]
+            for layer in sorted({layer for plan in plans for layer in plan}):
+                if stages and layer <= max(stages):
+                    raise RecipeError(
+                        self.recipe.name,
+                        [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
+                    )
+                kept = [min(now, plan.get(layer, now)) for now, plan in zip(left, plans, strict=True)]
+                if kept != left:
+                    stages[layer] = Stage(work, tuple(left), tuple(kept))
+                    left = kept
+        return stages
+
+    def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
+        """One extra unpruned prefill of the first prompt decides the layer; it is remembered and said once."""
+        self._live.paused = True
+        try:
+            alone = {**kwargs, "use_cache": False, "past_key_values": None}
+            entropies = ecl.layer_entropies(self.adapter, self.decoder, visual, lambda: module(*args, **alone))
+        finally:
+            self._live.paused = False
+        layer = ecl.collapse(entropies)
+        path = ecl.remember(self.model, self.adapter, entropies)
+        log.warning(
+            "Entropy Collapse Layer of this model: %d of %d, measured on its first prompt, %s",
+            layer,
+            len(entropies),
+            f"remembered in {path}" if path else "not remembered (the cache directory is not writable)",
+        )
+        return layer
+
+    def _look(self, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        """After a projection of block `layer - 1`: keep what the model computed, for the stage at `layer`."""
+        turn = self._turn
+        if turn is not None and turn.prefill and layer in turn.prompt.stages:
+            turn.looked[layer, name] = output
+
+    def _enter(self, block: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Before a block: prune if its stage is here; then let it see its view and nothing else."""
+        turn = self._turn
+        if turn is None:
+            return None
+        hidden = args[0]
+        turn.cache = kwargs.get("past_key_values")
+        if turn.prefill and block in turn.prompt.stages:
+            hidden = self._prune(turn, block, hidden, kwargs["position_embeddings"])
+        view = turn.prompt.view(block)
+        if view is None:
+            return None
+        layer = max(at for at in turn.prompt.views if at <= block)
+        if layer not in turn.masks:
+            turn.masks[layer] = self._mask(turn, view, block, hidden)
+            turn.rotary[layer] = self._rotary(turn, layer, hidden, kwargs)
+        # position_ids stay away from the blocks: flash attention would read their gaps as packed sequences.
+        changed = {
+            "attention_mask": turn.masks[layer],
+            "position_embeddings": turn.rotary[layer],
+            "position_ids": None,
+        }
+        return (hidden, *args[1:]), {**kwargs, **changed}
+
+    def _mask(self, turn: _Turn, view: View, block: int, hidden: Tensor) -> Any:
+        """The causal mask of this forward pass for a view, in whatever form the attention backend wants."""
+        lengths = caches.PhysicalLength(turn.cache, block)
+        new = 0 if turn.prefill else lengths.length - view.width + hidden.shape[1]
+        mask = view.to(hidden.device).mask(turn.attention_mask, new)
+        return create_causal_mask(
+            config=self.decoder.config,
+            inputs_embeds=hidden,
+            attention_mask=mask,
+            past_key_values=None if turn.cache is None else lengths,
+            layer_idx=block,
+        )
+
+    def _rotary(self, turn: _Turn, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> RotaryTables:
+        """Rotary tables of the columns a view sees: those of their old places, or of new ones if compact."""
+        tables: RotaryTables = kwargs["position_embeddings"]
+        prompt = turn.prompt
+        compact = any(stage.work.positions == "compact" for at, stage in prompt.stages.items() if at <= layer)
+        if compact and kwargs["position_ids"] is not None:
+            positions = self._compact_positions(turn, layer, kwargs["position_ids"].to(hidden.device))
+            renumbered = self.adapter.rotary(self.decoder, hidden, positions)
+            if renumbered is not None:
+                return renumbered
+        if not turn.prefill:
+            return tables
+        index = prompt.views[layer].to(hidden.device).index
+        return ops.gather_columns(tables[0], index), ops.gather_columns(tables[1], index)
+
+    def _compact_positions(self, turn: _Turn, layer: int, positions: Int[Tensor, "_ q"]) -> Int[Tensor, "b j"]:
+        """Positions without the gaps that dropped tokens left, for the columns of this forward pass."""
+        everything = turn.prompt.everything.to(positions.device)
+        view = turn.prompt.views[layer].to(positions.device)
+        if not turn.prefill:
+            gone = [full - left for full, left in zip(everything.lengths, view.lengths, strict=True)]
+            return positions - torch.tensor(gone, device=positions.device)[:, None]
+        gone_before = everything.valid.cumsum(1).gather(1, view.index) - view.valid.cumsum(1)
+        return (positions.expand_as(everything.index).gather(1, view.index) - gone_before).clamp_min(0)
+
+    def _prune(
+        self, turn: _Turn, layer: int, hidden: Float[Tensor, "b k d"], tables: RotaryTables
+    ) -> Float[Tensor, "b j d"]:
+        """Score, select and gather at one stage; adds its view to the prompt."""
+        prompt, stage = turn.prompt, turn.prompt.stages[layer]
+        previous = prompt.view(layer)
+        view = (previous or prompt.everything).to(hidden.device)
+        visual = prompt.visual.to(hidden.device).gather(1, view.index) & view.valid
+        if previous is not None:  # the model still hands the tables of the whole prompt
+            tables = turn.rotary[max(prompt.views)]
+        places = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
+        keep = view.valid & ~visual
+        for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)):
+            at = places[row, view.width - n :] if n else places[row, :0]
+            if kept < n:
+                chosen, folded = self._select(turn, layer, row, view, at, hidden, tables)
+                if folded is not None:
+                    hidden = hidden.index_put((torch.tensor(row, device=at.device), at), folded)
+                at = at[chosen]
+            keep[row].index_fill_(0, at, True)
+        lengths = [length - n + kept for length, n, kept in zip(view.lengths, stage.before, stage.kept, strict=True)]
+        narrowed, local = view.narrow(keep, lengths)
+        prompt.views[layer] = narrowed
+        for key in [key for key in turn.looked if key[0] == layer]:
+            del turn.looked[key]
+        hidden = ops.gather_columns(hidden, local)
+        return hidden.masked_fill(~narrowed.valid[..., None], 0) if narrowed.padded else hidden
+
+    @torch.no_grad()
+    def _select(
+        self,
+        turn: _Turn,
+        layer: int,
+        row: int,
+        view: View,
+        at: Int[Tensor, "n"],
+        hidden: Float[Tensor, "b k d"],
+        tables: RotaryTables,
+    ) -> tuple[Int[Tensor, "j"], Float[Tensor, "n d"] | None]:
+        """Which of the visual tokens at columns `at` stay (in order), and all of them after merging, if any."""
+        stage = turn.prompt.stages[layer]
+        keep, scorer = stage.kept[row], stage.work.scorer
+        seen = self._seen(turn, layer, row, view, at, hidden, tables)
+        score = scorer.score(seen)
+        name = f"scorer {type(scorer).__name__} at layer {layer}"
+        if score.shape != at.shape:
+            raise ScorerError(
+                f"{name} must give one number per visual token: expected shape {tuple(at.shape)}, got "
+                f"{tuple(score.shape)} for prompt {row}"
+            )
+        turn.finite.append((name, ~score.isnan().any()))
+        chosen = score.argsort(descending=True, stable=True)[:keep].sort().values
+        merger = stage.work.merger
+        return chosen, None if merger is None else merger(seen.hidden, chosen, seen)
+
+    def _seen(
+        self,
+        turn: _Turn,
+        layer: int,
+        row: int,
+        view: View,
+        at: Int[Tensor, "n"],
+        hidden: Float[Tensor, "b k d"],
+        tables: RotaryTables,
+    ) -> Seen:
+        """One prompt's lazy view of the batch, pads left out."""
+        prompt, length = turn.prompt, view.lengths[row]
+        real = slice(None) if length == view.width else view.valid[row].int().argsort(stable=True)[-length:]
+        states = hidden[row][real]
+        cos, sin = (table[min(row, len(table) - 1)][real] for table in tables)
+        before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
+
+        def heads(flat: Float[Tensor, "r w"]) -> Float[Tensor, "heads r dh"]:
+            return rearrange(flat, "r (heads dh) -> heads r dh", dh=self.adapter.head_size(here))
+
+        def looked(name: str, rows: Tensor | None) -> Tensor:
+            mine = turn.looked[layer, name][row][real]
+            return heads(mine if rows is None else mine[rows])
+
+        def following(name: str, rows: Tensor | None) -> Tensor:
+            return heads(self.adapter.project(here, name, states if rows is None else states[rows]))
+
+        def rotate(heads_rows: Tensor, rows: Tensor | None) -> Tensor:
+            picked = (cos, sin) if rows is None else (cos[rows], sin[rows])
+            return self.adapter.rotate(heads_rows, *picked)
+
+        full = prompt.everything.lengths[row]
+        ids = prompt.ids[row]
+        if full != len(ids):
+            ids = ids[prompt.everything.valid[row].int().argsort(stable=True)[-full:]]
+        rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
+        place = prompt.everything.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
+        return Seen(
+            layer=layer,
+            keep=turn.prompt.stages[layer].kept[row],
+            ids=ids.to(hidden.device),
+            columns=place.to(hidden.device)[view.index[row, at]],
+            visual=rank[at],
+            question=prompt.question[row],
+            states=states,
+            previous=looked if before is not None else None,
+            following=following,
+            rotate=rotate,
+            scaling=self.adapter.scaling(here),
+        )
+
+    def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """After the decoder: kept rows go back to their prompt columns, dropped columns are zeros."""
+        turn = self._turn
+        if turn is None or not turn.prefill or not turn.prompt.views:
+            return None
+        hidden = output[0]
+        view = turn.prompt.views[max(turn.prompt.views)].to(hidden.device)
+        hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
+        full = hidden.new_zeros(hidden.shape[0], view.span, hidden.shape[-1])
+        full = full.scatter(1, view.index[..., None].expand_as(hidden), hidden)
+        if isinstance(output, tuple):
+            return (full, *output[1:])
+        output.last_hidden_state = full
+        return output
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the base model, also after an exception: nothing of this pass stays behind but what the cache owns."""
+        if getattr(self._live, "paused", False):
+            return
+        turn, self._live.turn = self._turn, None
+        if turn is None or output is None:
+            return
+        for name, fine in turn.finite:
+            if not fine:
+                raise ScorerError(f"{name} gave NaN: fix the scorer; these outputs are not to be used")
+        if turn.prefill and turn.cache is not None:
+            caches.own(turn.cache, turn.prompt)

@@ -1,0 +1,35 @@
+"""What a plugin may register. A plugin is a module (or object) with any of these hooks, named in the entry-point
+group `tokenprune` of its distribution."""
+
+from __future__ import annotations
+
+import pluggy
+
+from .interfaces import Adapter, Merger, Scheduler, Scorer
+
+hookspec = pluggy.HookspecMarker("tokenprune")
+hookimpl = pluggy.HookimplMarker("tokenprune")
+
+
+@hookspec
+def tokenprune_scorers() -> dict[str, type[Scorer]]:
+    """Scorers by the name used in recipes."""
+    raise NotImplementedError
+
+
+@hookspec
+def tokenprune_schedulers() -> dict[str, type[Scheduler]]:
+    """Schedules by the name used in recipes."""
+    raise NotImplementedError
+
+
+@hookspec
+def tokenprune_adapters() -> dict[str, type[Adapter]]:
+    """Adapters by the name of their family."""
+    raise NotImplementedError
+
+
+@hookspec
+def tokenprune_mergers() -> dict[str, Merger]:
+    """Mergers by the name used in recipes."""
+    raise NotImplementedError

@@ -1,0 +1,101 @@
+"""The three interfaces of tokenprune, and the type of a merger. Everything else is built from these."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .values import Seen, Shape
+
+RotaryTables = tuple[Tensor, Tensor]
+"""cos and sin, each `b s dh`."""
+
+
+class Scorer(ABC):
+    """Ranks the visual tokens of one prompt. A frozen dataclass: its fields are its YAML keys.
+
+    No batch axis, no padding, no hooks. Raise ValueError in `__post_init__` for values that make no sense.
+    """
+
+    @abstractmethod
+    def score(self, seen: Seen) -> Float[Tensor, "n"]:
+        """One number per visual token; the `seen.keep` highest survive, ties go to the lower column."""
+
+
+class Scheduler(ABC):
+    """Says after how many blocks how many tokens stay. A frozen dataclass, and a pure function of the shape."""
+
+    needs_ecl: ClassVar[bool] = False
+    """Whether `plan` reads `shape.ecl`; it is then known before `plan` is called."""
+
+    @abstractmethod
+    def plan(self, shape: Shape) -> dict[int, int]:
+        """`{layer: tokens kept}`, layers ascending, counts strictly decreasing and below `shape.visual`.
+
+        Raises LayerError (whatever `shape.visual` is) and BudgetError.
+        """
+
+
+class Adapter(ABC):
+    """Knows one model family: answers questions about modules and token ids, decides nothing."""
+
+    model_types: ClassVar[tuple[str, ...]]
+    """Values of `config.model_type` this adapter answers for."""
+
+    @abstractmethod
+    def base(self, model: nn.Module) -> nn.Module:
+        """The module whose forward takes `input_ids` and picture features and calls the decoder."""
+
+    @abstractmethod
+    def decoder(self, base: nn.Module) -> nn.Module:
+        """The text decoder; it has `.config`."""
+
+    @abstractmethod
+    def blocks(self, decoder: nn.Module) -> list[nn.Module]:
+        """Decoder blocks, first to last."""
+
+    @abstractmethod
+    def projections(self, block: nn.Module) -> Mapping[str, nn.Module]:
+        """`queries`, `keys`, `values` -> the linear layer whose output holds them, heads concatenated."""
+
+    @abstractmethod
+    def project(self, block: nn.Module, name: str, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r w"]:
+        """What `projections(block)[name]` would give for these rows entering the block (its own norm included)."""
+
+    @abstractmethod
+    def head_size(self, block: nn.Module) -> int:
+        """dh."""
+
+    @abstractmethod
+    def scaling(self, block: nn.Module) -> float:
+        """Factor on the attention logits."""
+
+    @abstractmethod
+    def rotate(self, states: Float[Tensor, "h r dh"], cos: Tensor, sin: Tensor) -> Float[Tensor, "h r dh"]:
+        """RoPE with the tables (`r dh`) of these rows."""
+
+    @abstractmethod
+    def rotary(self, decoder: nn.Module, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
+        """Rotary tables for new positions, or None if the family's positions cannot be renumbered (M-RoPE)."""
+
+    @abstractmethod
+    def visual(self, config: Any, input_ids: Int[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
+        """Which columns are placeholders of picture or video tokens."""
+
+    @abstractmethod
+    def refuse(self, config: Any) -> str | None:
+        """Why this decoder cannot be pruned (a sliding window, say), or None."""
+
+    @abstractmethod
+    def boxes(self, config: Any, inputs: Mapping[str, Any], n: int) -> Float[Tensor, "n 5"] | None:
+        """Per visual token of one prompt: picture (or frame) number, then left, top, right, bottom in [0, 1] of what
+        the model saw of it; NaN where a token has no place in a picture. None if this family cannot tell yet.
+        """
+
+
+Merger = Callable[[Float[Tensor, "n d"], Int[Tensor, "k"], Seen], Float[Tensor, "n d"]]
+"""`merge(hidden, kept, seen)`: the same n rows with the dropped tokens folded into the kept ones."""

@@ -1,0 +1,151 @@
+"""The pure tensor core: no models, no batches, no state.
+
+Letters: `n` visual tokens, `p` prompt columns, `H`/`h` query/kv heads, `dh` head size, `d` width, `r` query rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def spectrum(rows: Float[Tensor, "*batch m w"]) -> Float[Tensor, "*batch e"]:
+    """Eigenvalues of `rows^T rows / m`, from whichever Gram matrix is smaller (`e = min(m, w)`), in ascending order.
+
+    The primal `w x w` and the dual `m x m` Gram share their non-zero eigenvalues (arXiv 2602.17196, Eq. 12-14).
+    """
+    m, w = rows.shape[-2:]
+    gram = rows @ rows.mT if m <= w else rows.mT @ rows
+    return torch.linalg.eigvalsh(gram / m)
+
+
+def spectral_entropy(
+    eigenvalues: Float[Tensor, "*batch e"], alpha: float = 1.0, top_k: int | None = None
+) -> Float[Tensor, "*batch"]:
+    """Matrix entropy in nats: von Neumann for `alpha = 1` (Eq. 4), order-`alpha` otherwise (Eq. 2).
+
+    `top_k` keeps only the largest eigenvalues (Eq. 6). Zero and round-off negative eigenvalues count as `0 log 0 = 0`.
+    """
+    s = eigenvalues.clamp_min(0)
+    if top_k is not None:
+        s = s[..., -top_k:]
+    if alpha == 1.0:
+        return -torch.special.xlogy(s, s).sum(-1)
+    mass = torch.where(s > 0, s, 1).pow(alpha).mul(s > 0).sum(-1)
+    return torch.where(mass > 0, mass, 1).log() / (1 - alpha)
+
+
+def centred_rows(
+    states: Float[Tensor, "*batch m w"], normalize: Literal["rows", "none"] = "rows"
+) -> Float[Tensor, "*batch m w"]:
+    """Subtract the mean row, then scale each row to unit length (`rows`) or leave it (`none`).
+
+    A row that equals the mean up to round-off carries no direction: it becomes (and stays) zero.
+    """
+    centred = states - states.mean(-2, keepdim=True)
+    if normalize == "none":
+        return centred
+    length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    round_off = 8 * torch.finfo(states.dtype).eps * torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+    return torch.where(length > round_off, centred / length.clamp_min(torch.finfo(states.dtype).tiny), 0)
+
+
+def token_entropy(
+    states: Float[Tensor, "H n dh"],
+    normalize: Literal["rows", "none"] = "rows",
+    alpha: float = 1.0,
+    top_k: int | None = None,
+) -> Float[Tensor, "n"]:
+    """Matrix entropy of each token's head-wise states (arXiv 2602.17196, Eq. 7-14), in nats, float32.
+
+    `normalize="none"` is the authors' released variant: unscaled rows, so the trace is not one; it is divided by
+    `log H`, which leaves the ranking as it is.
+    """
+    rows = centred_rows(states.transpose(0, 1).float(), normalize)
+    if alpha == 2.0 and top_k is None:  # sum of squared eigenvalues = squared Frobenius norm: no eigenvalues needed
+        heads, width = rows.shape[-2:]
+        gram = (rows @ rows.mT if heads <= width else rows.mT @ rows) / heads
+        mass = gram.square().sum((-2, -1))
+        return -torch.where(mass > 0, mass, 1).log()
+    return spectral_entropy(spectrum(rows), alpha, top_k)
+
+
+def layer_entropy(states: Float[Tensor, "n w"]) -> Float[Tensor, ""]:
+    """Matrix entropy of one layer's visual states, heads concatenated (arXiv 2602.17196, Eq. 1 and 4), in nats."""
+    return spectral_entropy(spectrum(centred_rows(states.float())))
+
+
+def attention_rows(
+    queries: Float[Tensor, "H r dh"], keys: Float[Tensor, "h p dh"], rows: Int[Tensor, "r"], scaling: float
+) -> Float[Tensor, "H r p"]:
+    """Causal softmax attention of a few query rows over all keys, float32; the full map is never built.
+
+    `rows` are the prompt columns of the queries: a row sees the columns up to its own. Queries and keys carry RoPE.
+    """
+    groups = queries.shape[0] // keys.shape[0]
+    grouped = rearrange(queries, "(h g) r dh -> h (g r) dh", g=groups)
+    logits = rearrange(grouped @ keys.mT, "h (g r) p -> (h g) r p", g=groups).float() * scaling
+    future = torch.arange(keys.shape[1], device=rows.device) > rows[:, None]
+    return logits.masked_fill(future, float("-inf")).softmax(-1)
+
+
+def farthest_first(features: Float[Tensor, "n d"], keep: int) -> Int[Tensor, "k"]:
+    """Greedy max-min selection on cosine distance, in the order picked (DivPrune, arXiv 2503.02175).
+
+    The first pick is the token whose nearest other token is farthest; ties go to the lower column. O(n (d + k)).
+    """
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    distance = 1 - unit @ unit.T
+    nearest = distance + torch.diag(distance.new_full((len(distance),), float("inf")))
+    picked = torch.empty(keep, dtype=torch.long, device=features.device)
+    gap = nearest.amin(0)  # of the empty selection: distance to the nearest other token
+    taken = torch.zeros_like(gap, dtype=torch.bool)
+    for i in range(keep):
+        pick = gap.masked_fill(taken, float("-inf")).argmax()
+        picked[i] = pick
+        taken[pick] = True
+        gap = distance[pick] if i == 0 else torch.minimum(gap, distance[pick])
+    return picked
+
+
+def rank_scores(order: Int[Tensor, "k"], n: int) -> Float[Tensor, "n"]:
+    """Scores that make the ordinary top-k pick `order` in its order; tokens not listed come last."""
+    score = torch.full((n,), float(-n - 1), device=order.device)
+    return score.index_put((order,), -torch.arange(len(order), device=order.device, dtype=score.dtype))
+
+
+def hashed_uniform(columns: Int[Tensor, "n"], ids: Int[Tensor, "p"], seed: int) -> Float[Tensor, "n"]:
+    """Uniform numbers in [0, 1) that depend only on the prompt's token ids, the column and the seed.
+
+    A counter-based generator (SplitMix64 mixing) on the device of its inputs: no generator state, no device sync,
+    so a prompt draws the same numbers alone, in any batch and on any device.
+    """
+    place = torch.arange(1, len(ids) + 1, device=ids.device)
+    key = _mix(ids.long() * 0x9E3779B1 + _mix(place)).sum() + seed
+    bits = _mix(_mix(key) + columns.long() * 0x61C8864680B583EB)
+    return ((bits >> 11) & ((1 << 24) - 1)).float() / (1 << 24)
+
+
+def _mix(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47  # logical shifts: int64 is signed
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def compact_right(keep: Bool[Tensor, "b k"], width: int) -> tuple[Int[Tensor, "b {width}"], Bool[Tensor, "b {width}"]]:
+    """Columns to gather so that each row's kept columns stand at the right end in their order, and which are real.
+
+    Rows that keep fewer than `width` get dropped columns on the left, marked False (left padding). No device sync.
+    """
+    order = keep.int().argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    return order, keep.gather(1, order)
+
+
+def gather_columns(states: Float[Tensor, "*lead b k w"], index: Int[Tensor, "b j"]) -> Float[Tensor, "*lead b j w"]:
+    """Pick columns per row; a broadcast row axis (`b = 1`) is expanded first."""
+    states = states.expand(*states.shape[:-3], index.shape[0], *states.shape[-2:])
+    return states.gather(-2, index[:, :, None].expand(*states.shape[:-2], index.shape[1], states.shape[-1]))

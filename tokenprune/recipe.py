@@ -1,0 +1,298 @@
+"""YAML + overrides -> frozen objects. Nothing is executed, nothing is read but the recipe; all faults come at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import RecipeError, UnknownNameError
+from .interfaces import Merger, Scheduler, Scorer
+from .registry import registry
+
+MAX_BYTES = 1 << 20
+
+RecipeLike = typing.Union["Recipe", Mapping[str, Any], str, Path]
+"""A name (`entropyprune`, `entropyprune@128`), a path, a mapping as in YAML, or a Recipe."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One scorer and one schedule.
+
+    Args:
+        scorer: ranks the tokens.
+        schedule: says where, and how many stay.
+        merge: name of a merger that folds the dropped tokens into the kept ones first; None just drops.
+        positions: `original` keeps the positions of the tokens; `compact` renumbers what is left.
+    """
+
+    scorer: Scorer
+    schedule: Scheduler
+    merge: str | None = None
+    positions: Literal["original", "compact"] = "original"
+
+    @property
+    def merger(self) -> Merger | None:
+        return None if self.merge is None else registry().get("merger", self.merge)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A name and the passes, in order. Never mentions a model."""
+
+    name: str
+    passes: tuple[Pass, ...]
+
+    def __post_init__(self) -> None:
+        if not self.passes:
+            raise RecipeError(self.name, ["prune: a recipe needs at least one pass, got an empty list"])
+
+
+def configs() -> Path:
+    """The folder of shipped configs: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def shipped() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    return {path.stem: path for path in sorted((configs() / "recipes").glob("*.yaml"))}
+
+
+def presets(name: str) -> dict[str, list[str]]:
+    """The presets of a recipe: overrides by preset name."""
+    found = _read(str(name), _locate(name)).get("presets") or {}
+    return {str(preset): [str(line) for line in lines] for preset, lines in found.items()}
+
+
+def load(recipe: RecipeLike, *overrides: str) -> Recipe:
+    """Build a recipe.
+
+    Args:
+        recipe: see RecipeLike. A mapping may hold Scorer and Scheduler objects in place of their settings.
+        overrides: OmegaConf dotlist lines such as `prune.0.schedule.average=128`.
+
+    Raises:
+        UnknownNameError: no such recipe, preset, scorer, schedule or merger (recipes: alone; others: in RecipeError).
+        RecipeError: every fault of the recipe, each with its path.
+    """
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise RecipeError(recipe.name, ["a Recipe object takes no overrides: use dataclasses.replace"])
+        return recipe
+    if isinstance(recipe, Mapping):
+        name, content, lines = str(recipe.get("name", "recipe")), dict(recipe), list(overrides)
+    else:
+        base, _, preset = str(recipe).partition("@")
+        name, content = str(recipe), _read(str(recipe), _locate(base))
+        lines = [*_preset(name, content, preset), *overrides]
+    content.pop("presets", None)
+    return _build(name, _override(name, content, lines))
+
+
+def _locate(name: str | Path) -> Path:
+    known = shipped()
+    if str(name) in known:
+        return known[str(name)]
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        raise RecipeError(str(name), [f"there is no file {path}: give a recipe name or the path of a YAML file"])
+    raise UnknownNameError("recipe", str(name), known)
+
+
+def _read(name: str, path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RecipeError(name, [f"the file has {path.stat().st_size} bytes: a recipe has at most {MAX_BYTES}"])
+        config = OmegaConf.load(path)
+        content = OmegaConf.to_container(config, resolve=False)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RecipeError(name, [f"{path.name} is not readable YAML: {reason[0]}"]) from error
+    if not isinstance(content, dict):
+        raise RecipeError(name, [f"expected a mapping with name and prune, got {type(content).__name__}"])
+    return typing.cast("dict[str, Any]", content)
+
+
+def _preset(name: str, content: Mapping[str, Any], preset: str) -> list[str]:
+    if not preset:
+        return []
+    known = {str(key): lines for key, lines in (content.get("presets") or {}).items()}
+    if preset not in known:
+        raise UnknownNameError(f"preset of {name.partition('@')[0]}", preset, known)
+    return [str(line) for line in known[preset]]
+
+
+def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[str, Any]:
+    """Apply dotlist lines; a bare string `scorer: entropy` is `{name: entropy}` so that lines can reach into it."""
+    content = {**content, "prune": [_spell_out(item) for item in _as_list(content.get("prune"))]}
+    if not lines:
+        return content
+    if any(dataclasses.is_dataclass(part) for item in content["prune"] for part in _parts(item)):
+        raise RecipeError(name, ["overrides reach into settings: spell scorer and schedule out, or change the objects"])
+    config = OmegaConf.create(content)
+    problems = []
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not equals or not key:
+            problems.append(f"override {line!r}: expected path=value, such as prune.0.schedule.layer=5")
+            continue
+        try:
+            OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+            problems.append(f"override {line!r}: {str(error).strip().splitlines()[0]}")
+    if problems:
+        raise RecipeError(name, problems)
+    updated = typing.cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    return {**updated, "prune": [_spell_out(item) for item in _as_list(updated.get("prune"))]}
+
+
+def _parts(item: Any) -> list[Any]:
+    return list(item.values()) if isinstance(item, Mapping) else [item]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _spell_out(item: Any) -> Any:
+    if not isinstance(item, Mapping):
+        return item
+    return {key: {"name": v} if key in ("scorer", "schedule") and isinstance(v, str) else v for key, v in item.items()}
+
+
+def _build(name: str, content: Mapping[str, Any]) -> Recipe:
+    problems = [
+        f"{path}: interpolations are not read in recipes, got {text!r}"
+        for path, text in _texts(content)
+        if "${" in text
+    ]
+    for key in content:
+        if key not in ("name", "about", "paper", "prune"):
+            problems.append(f"{key}: unknown key; a recipe has name, about, paper, prune and presets")
+    items = content["prune"]
+    if not items:
+        problems.append("prune: expected a list with at least one pass, got nothing")
+    passes = [_build_pass(item, f"prune.{i}", problems) for i, item in enumerate(items)]
+    if problems:
+        raise RecipeError(name, problems)
+    return Recipe(str(content.get("name", name)), tuple(typing.cast("list[Pass]", passes)))
+
+
+def _texts(value: Any, path: str = "") -> typing.Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _texts(entry, f"{path}.{key}" if path else str(key))
+
+
+def _build_pass(item: Any, path: str, problems: list[str]) -> Pass | None:
+    if isinstance(item, Pass):
+        return item
+    if not isinstance(item, Mapping):
+        problems.append(f"{path}: expected a mapping with scorer and schedule, got {item!r}")
+        return None
+    settings = dict(item)
+    parts: dict[str, Any] = {}
+    for key, kind, base in (("scorer", "scorer", Scorer), ("schedule", "scheduler", Scheduler)):
+        given = settings.pop(key, None)
+        parts[key] = given if isinstance(given, base) else _build_named(given, kind, f"{path}.{key}", problems)
+    merge = settings.get("merge")
+    if merge is not None and merge not in registry().entries["merger"]:
+        problems.append(f"{path}.merge: {UnknownNameError('merger', str(merge), registry().entries['merger'])}")
+    made = _construct(Pass, {**settings, **parts}, path, problems, given=parts)
+    return made if isinstance(made, Pass) else None
+
+
+def _build_named(given: Any, kind: str, path: str, problems: list[str]) -> Any:
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        problems.append(f"{path}: expected a name or a mapping with a name, got {given!r}")
+        return None
+    settings = dict(given)
+    try:
+        made_by = registry().get(kind, settings.pop("name"))
+    except UnknownNameError as error:
+        problems.append(f"{path}.name: {error}")
+        return None
+    return _construct(made_by, settings, path, problems)
+
+
+def _construct(
+    cls: type, settings: Mapping[str, Any], path: str, problems: list[str], given: Mapping[str, Any] | None = None
+) -> Any:
+    """`cls(**settings)` with every key and type checked first; None if anything is wrong."""
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    before = len(problems)
+    values: dict[str, Any] = dict(given or {})
+    for key, value in settings.items():
+        if key in values:
+            continue
+        if key not in fields:
+            problems.append(f"{path}.{key}: unknown key; {cls.__name__} has {', '.join(fields) or 'no settings'}")
+            continue
+        try:
+            values[key] = _convert(value, hints[key])
+        except ValueError as error:
+            problems.append(f"{path}.{key}: {error}")
+    for key, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and key not in settings:
+            problems.append(f"{path}.{key}: required, not given")
+    if len(problems) > before or any(value is None for value in (given or {}).values()):
+        return None
+    try:
+        return cls(**values)
+    except (ValueError, TypeError) as error:
+        problems.append(f"{path}: {error}")
+        return None
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """`value` as `hint`, or ValueError. Lists become tuples and ints become floats; nothing else is bent."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        exact = [option for option in options if type(value) is option]  # int before float
+        for option in exact or options:
+            try:
+                return _convert(value, option)
+            except ValueError:
+                continue
+    elif origin is Literal:
+        if value in options:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(entry, options[0]) for entry in value)
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise ValueError(f"expected {_spell(hint)}, got {value!r}")
+
+
+def _spell(hint: Any) -> str:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_spell(option) for option in options))
+    if origin is Literal:
+        return " | ".join(map(str, options))
+    if origin is tuple:
+        return f"a list of ({_spell(options[0])})"
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -1,0 +1,122 @@
+"""Names to things, through pluggy: the only place that does it. Built-ins and plugins take the same way in."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from . import hookspecs
+from .errors import RegistryError, UnknownNameError, UnsupportedModelError
+from .interfaces import Adapter
+
+DISTRIBUTION = "tokenprune-mllm"
+GROUP = "tokenprune"
+KINDS = ("scorer", "scheduler", "adapter", "merger")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing."""
+
+    kind: str
+    name: str
+    thing: Any
+    distribution: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that could not be loaded, and why."""
+
+    distribution: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything registered, by kind and name, and the plugins that failed to load."""
+
+    entries: dict[str, dict[str, Entry]]
+    broken: tuple[Broken, ...]
+
+    def get(self, kind: str, name: str) -> Any:
+        """The registered thing. Raises UnknownNameError with the closest name."""
+        known = self.entries[kind]
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+        return known[name].thing
+
+    def adapter(self, config: Any) -> Adapter:
+        """The adapter for `config.model_type`. Raises UnsupportedModelError."""
+        by_type = {t: entry.thing for entry in self.entries["adapter"].values() for t in entry.thing.model_types}
+        model_type = getattr(config, "model_type", None)
+        if model_type not in by_type:
+            raise UnsupportedModelError(
+                f"no adapter for model type {model_type!r}: supported are {', '.join(sorted(by_type))}. "
+                "docs/add-a-family.md shows how to add one."
+            )
+        adapter: Adapter = by_type[model_type]()
+        return adapter
+
+
+@cache
+def registry() -> Registry:
+    """Load every plugin once. A broken one is reported with its distribution and skipped, never fatal.
+
+    `TOKENPRUNE_PLUGINS`, if set, is a comma-separated allow-list of entry-point or distribution names (empty: none).
+
+    Raises:
+        RegistryError: two plugins register the same name.
+    """
+    from . import builtin
+
+    manager = pluggy.PluginManager("tokenprune")
+    manager.add_hookspecs(hookspecs)
+    manager.register(builtin, name=DISTRIBUTION)
+    origin: dict[int, str] = {id(builtin): DISTRIBUTION}
+    broken: list[Broken] = []
+    for point in _allowed(entry_points(group=GROUP)):
+        distribution = point.dist.name if point.dist else point.value
+        try:
+            plugin = point.load()
+            manager.register(plugin, name=f"{distribution}:{point.name}")
+            origin[id(plugin)] = distribution
+        except Exception as error:  # whatever a stranger's import can raise
+            broken.append(_report(distribution, error))
+    entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+    for kind in KINDS:
+        for implementation in getattr(manager.hook, f"tokenprune_{kind}s").get_hookimpls():
+            distribution = origin[id(implementation.plugin)]
+            try:
+                things = dict(implementation.function())
+            except Exception as error:
+                broken.append(_report(distribution, error))
+                continue
+            for name, thing in things.items():
+                if (other := entries[kind].get(name)) is not None:
+                    raise RegistryError(
+                        f"the {kind} name {name!r} is registered twice, by {other.distribution} and {distribution}: "
+                        "uninstall one of them or leave it out of TOKENPRUNE_PLUGINS"
+                    )
+                entries[kind][name] = Entry(kind, name, thing, distribution)
+    return Registry({kind: dict(sorted(found.items())) for kind, found in entries.items()}, tuple(broken))
+
+
+def _allowed(points: Any) -> list[EntryPoint]:
+    chosen = os.environ.get("TOKENPRUNE_PLUGINS")
+    if chosen is None:
+        return list(points)
+    names = {name.strip() for name in chosen.split(",")}
+    return [point for point in points if point.name in names or (point.dist and point.dist.name in names)]
+
+
+def _report(distribution: str, error: Exception) -> Broken:
+    problem = Broken(distribution, f"{type(error).__name__}: {error}")
+    warnings.warn(f"tokenprune skips the broken plugin {distribution}: {problem.reason}", stacklevel=3)
+    return problem

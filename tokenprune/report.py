@@ -1,0 +1,74 @@
+"""What a pruned prompt batch cost and kept."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from .engine import PromptState
+from .flops import Geometry
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage: `kept` of `total` visual tokens, one entry per prompt."""
+
+    layer: int
+    scorer: str
+    kept: list[int]
+    total: list[int]
+
+
+@dataclass(frozen=True)
+class KvMib:
+    """KV cache of the visual tokens of the whole batch, in MiB (2^20 bytes)."""
+
+    full: float
+    pruned: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Stages in order, KV MiB, and the share of the decoder's prefill FLOPs that is left."""
+
+    stages: list[StageReport]
+    kv_mib: KvMib
+    flops_share: float
+
+    def __str__(self) -> str:
+        table = Table(title="visual tokens kept, per prompt", title_justify="left")
+        table.add_column("layer", justify="right")
+        table.add_column("scorer")
+        table.add_column("kept")
+        for stage in self.stages:
+            kept = ", ".join(f"{kept}/{total}" for kept, total in zip(stage.kept, stage.total, strict=True))
+            table.add_row(str(stage.layer), stage.scorer, kept)
+        out = io.StringIO()
+        Console(file=out, width=100).print(table)
+        kv = self.kv_mib
+        return (
+            f"{out.getvalue()}KV of visual tokens {kv.pruned:.2f} of {kv.full:.2f} MiB, "
+            f"decoder prefill FLOPs {self.flops_share:.1%}"
+        )
+
+
+def report(state: PromptState | None, geometry: Geometry, element_bytes: int) -> Report:
+    """Of the last prompt batch; empty before the first one and when nothing was dropped."""
+    if state is None:
+        return Report([], KvMib(0.0, 0.0), 1.0)
+    stages = [
+        StageReport(layer, type(stage.work.scorer).__name__.lower(), list(stage.kept), list(state.counts))
+        for layer, stage in state.stages.items()
+    ]
+    full_kv = pruned_kv = full_flops = pruned_flops = 0.0
+    for row, visual in enumerate(state.counts):
+        plan = {layer: stage.kept[row] for layer, stage in state.stages.items()}
+        text = state.everything.lengths[row] - visual
+        full_kv += geometry.kv_mib({}, visual, element_bytes)
+        pruned_kv += geometry.kv_mib(plan, visual, element_bytes)
+        full_flops += geometry.prefill_flops({}, visual, text)
+        pruned_flops += geometry.prefill_flops(plan, visual, text)
+    return Report(stages, KvMib(full_kv, pruned_kv), pruned_flops / full_flops)

@@ -1,0 +1,263 @@
+"""The values that travel between the parts: plain, immutable, no hooks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from . import ops
+from .errors import BudgetError, LayerError, ScorerError
+
+Layer = int | str
+"""A number of decoder blocks (`2`) or a fraction of the depth (`"16/32"`)."""
+
+Budget = int | float | str
+"""A number of tokens (`192`) or a share of the prompt's visual tokens (`0.25`, `"1/3"`)."""
+
+_FRACTION = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
+
+
+def fraction(text: str) -> Fraction:
+    """Read `"a/b"`. Raises ValueError for anything else, and for b = 0."""
+    match = _FRACTION.fullmatch(text)
+    if not match or int(match[2]) == 0:
+        raise ValueError(f"expected a fraction such as 16/32, got {text!r}")
+    return Fraction(int(match[1]), int(match[2]))
+
+
+def check_layer(layer: Layer) -> None:
+    """Raise ValueError unless `layer` is a count >= 0 or a fraction in [0, 1)."""
+    if isinstance(layer, str):
+        if fraction(layer) >= 1:
+            raise ValueError(f"layer {layer!r} lies beyond the last block: use a fraction below 1")
+    elif layer < 0:
+        raise ValueError(f"layer must be >= 0, got {layer}")
+
+
+def resolve_layer(layer: Layer, depth: int) -> int:
+    """The number of blocks that see every token. Fractions round to the nearest block (14 for `"16/32"` of 28).
+
+    Raises LayerError when no block is left to save.
+    """
+    count = int(fraction(layer) * depth + Fraction(1, 2)) if isinstance(layer, str) else layer
+    if not 0 <= count < depth:
+        raise LayerError(f"layer {layer} does not exist: this model has {depth} blocks, use 0 to {depth - 1}")
+    return count
+
+
+def check_budget(budget: Budget | None) -> None:
+    """Raise ValueError unless `budget` is None, a count >= 0 or a share in [0, 1]."""
+    if budget is None:
+        return
+    amount = fraction(budget) if isinstance(budget, str) else budget
+    if amount < 0 or (not isinstance(amount, int) and amount > 1):
+        raise ValueError(f"a budget is a number of tokens >= 0 or a share in [0, 1], got {budget}")
+
+
+def resolve_budget(budget: Budget, visual: int) -> int:
+    """Tokens meant by `budget` for a prompt with `visual` visual tokens, at most all of them. Shares round half up."""
+    amount = fraction(budget) if isinstance(budget, str) else budget
+    return min(visual, amount if isinstance(amount, int) else int(amount * visual + Fraction(1, 2)))
+
+
+def kept_for_average(average: Budget, layer: int, depth: int, visual: int) -> int:
+    """Tokens to keep from `layer` on so that the mean over all blocks is `average`.
+
+    `int((depth * average - layer * visual) / (depth - layer))`, as in the authors' released EntropyPrune code.
+    Raises BudgetError when even dropping every token leaves a higher mean.
+    """
+    target = resolve_budget(average, visual)
+    kept = (depth * target - layer * visual) // (depth - layer)
+    if kept < 0:
+        smallest = -(-layer * visual // depth)
+        raise BudgetError(
+            f"average {average} cannot be reached: {layer} of {depth} blocks see all {visual} visual tokens, so the "
+            f"smallest average is {smallest}. Prune at an earlier layer or ask for at least {smallest}."
+        )
+    return kept
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a schedule may know: decoder blocks, visual tokens of one prompt, and the Entropy Collapse Layer."""
+
+    depth: int
+    visual: int
+    ecl: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Which prompt columns a depth still sees. Rows that keep fewer than `k` are padded on the left (`valid` False)."""
+
+    index: Int[Tensor, "b k"]
+    valid: Bool[Tensor, "b k"]
+    lengths: tuple[int, ...]  # real columns per prompt, as Python ints: asking costs no device sync
+    span: int  # prompt columns the view was made from
+
+    @classmethod
+    def full(cls, valid: Bool[Tensor, "b s"], lengths: Sequence[int]) -> View:
+        """Every column of the prompt; `valid` is its attention mask."""
+        b, s = valid.shape
+        return cls(torch.arange(s, device=valid.device).expand(b, s), valid, tuple(lengths), s)
+
+    @property
+    def width(self) -> int:
+        return self.index.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        return any(length != self.width for length in self.lengths)
+
+    def narrow(self, keep: Bool[Tensor, "b k"], lengths: Sequence[int]) -> tuple[View, Int[Tensor, "b j"]]:
+        """The view of the columns marked in `keep`, and which of this view's columns they are."""
+        local, valid = ops.compact_right(keep, max(lengths))
+        return View(self.index.gather(1, local), valid, tuple(lengths), self.span), local
+
+    def mask(self, attention_mask: Tensor | None, new: int) -> Bool[Tensor, "b {self.width}+new"] | None:
+        """The 2-D mask over this view's columns followed by every later column; None when nothing is hidden.
+
+        `attention_mask` (b, columns so far) is the caller's; `new` counts the columns after the prompt.
+        """
+        if attention_mask is None:
+            if not self.padded:
+                return None
+            return torch.nn.functional.pad(self.valid, (0, new), value=True)
+        given = attention_mask.bool()
+        prompt = given[:, : self.span].gather(1, self.index) & self.valid
+        return torch.cat([prompt, given[:, self.span : self.span + new]], dim=1)
+
+    def select(self, rows: Int[Tensor, "j"]) -> View:
+        """The same view for other batch rows (beam reorder, repeat, selection)."""
+        rows = rows.to(self.index.device)
+        lengths = tuple(self.lengths[i] for i in rows.tolist())
+        return View(self.index[rows], self.valid[rows], lengths, self.span)
+
+    def to(self, device: torch.device) -> View:
+        return View(self.index.to(device), self.valid.to(device), self.lengths, self.span)
+
+
+Project = Callable[[str, Tensor | None], Tensor]
+"""`project("queries" | "keys" | "values", rows)`: heads x rows x dh before RoPE; rows None = every column."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a scorer may look at: ONE prompt at the depth where it is pruned, read lazily.
+
+    `p` columns are still there, `n` of them visual. States come from the last block that saw them all.
+
+    Attributes:
+        layer: blocks that already ran.
+        keep: how many of the n visual tokens will stay.
+        ids: token ids of the whole prompt.
+        columns: column of each visual token in the whole prompt.
+        visual: place of each visual token among the p columns.
+        question: text tokens that follow the last visual token.
+        states: p columns entering block `layer`.
+        previous: projections of block `layer - 1`, as the model computed them (None at layer 0).
+        following: projections of block `layer`, computed on demand for the rows asked.
+        rotate: applies RoPE to heads x rows x dh states of the given rows (None = every column).
+        scaling: of the attention logits.
+    """
+
+    layer: int
+    keep: int
+    ids: Int[Tensor, "s"]
+    columns: Int[Tensor, "n"]
+    visual: Int[Tensor, "n"]
+    question: int
+    states: Float[Tensor, "p d"]
+    previous: Project | None = None
+    following: Project | None = None
+    rotate: Callable[[Tensor, Tensor | None], Tensor] = lambda states, rows: states
+    scaling: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        keep: int,
+        hidden: Float[Tensor, "n d"] | None = None,
+        queries: Float[Tensor, "H n dh"] | None = None,
+        keys: Float[Tensor, "h n dh"] | None = None,
+        values: Float[Tensor, "h n dh"] | None = None,
+    ) -> Seen:
+        """A prompt of visual tokens only, from plain tensors: for trying a scorer without a model."""
+        given = {name: t for name, t in (("queries", queries), ("keys", keys), ("values", values)) if t is not None}
+        n = len(hidden) if hidden is not None else next(iter(given.values())).shape[1]
+        places = torch.arange(n)
+        return cls(
+            layer=1,
+            keep=keep,
+            ids=places,
+            columns=places,
+            visual=places,
+            question=0,
+            states=hidden if hidden is not None else torch.zeros(n, 1),
+            previous=lambda name, rows: given[name] if rows is None else given[name][:, rows],
+        )
+
+    @property
+    def hidden(self) -> Float[Tensor, "n d"]:
+        """Hidden states of the visual tokens entering block `layer`; projector rows at layer 0."""
+        return self.states[self.visual]
+
+    @cached_property
+    def queries(self) -> Float[Tensor, "H n dh"]:
+        """Query states of the visual tokens in the last block that saw them all, before RoPE."""
+        return self._block("previous")("queries", self.visual)
+
+    @cached_property
+    def keys(self) -> Float[Tensor, "h n dh"]:
+        """Key states, likewise."""
+        return self._block("previous")("keys", self.visual)
+
+    @cached_property
+    def values(self) -> Float[Tensor, "h n dh"]:
+        """Value states, likewise."""
+        return self._block("previous")("values", self.visual)
+
+    def attention(
+        self, queries: Literal["last", "text"] | Sequence[int] = "last", block: Literal["previous", "next"] = "previous"
+    ) -> Float[Tensor, "H r n"]:
+        """Attention probabilities from a few query rows to the visual tokens, float32.
+
+        The softmax runs over every column the row may see; the full map is never built.
+
+        Args:
+            queries: the last column, all text after the last visual token, or columns among the p (negative: from
+                the end).
+            block: with the states of the block that just ran, or with the norm and projections of the next one.
+        """
+        rows = self._rows(queries)
+        project = self._block(block)
+        asked, every = project("queries", rows), project("keys", None)
+        weights = ops.attention_rows(self.rotate(asked, rows), self.rotate(every, None), rows, self.scaling)
+        return weights[..., self.visual]
+
+    def _rows(self, queries: Literal["last", "text"] | Sequence[int]) -> Int[Tensor, "r"]:
+        p, device = len(self.states), self.states.device
+        if queries == "text" and self.question:
+            return torch.arange(p - self.question, p, device=device)
+        asked = [-1] if isinstance(queries, str) else list(queries)
+        if wrong := [row for row in asked if not -p <= row < p]:
+            raise ScorerError(f"query columns {wrong} do not exist: {p} columns are left at layer {self.layer}")
+        return torch.tensor([row % p for row in asked], device=device)
+
+    def _block(self, which: Literal["previous", "next"]) -> Project:
+        project = self.previous if which == "previous" else self.following
+        if project is None:
+            raise ScorerError(
+                f"at layer {self.layer} there is no {which} block to read queries, keys or values from: "
+                "prune at layer 1 or later, or use a scorer of hidden states such as diversity"
+            )
+        return project
