@@ -65,7 +65,7 @@ def own(cache: Any, prompt: Owned) -> None:
     """Let the cache own the prompt: its first layer becomes one that knows it, around the same tensors."""
     layer: Any = cache.layers[0]
     if not isinstance(layer, PromptOwner):
-        owner: Any = object.__new__(_owner_type(type(layer)))
+        owner: Any = object.__new__(_owner_type(layer.__class__))
         owner.__dict__.update(layer.__dict__)
         cache.layers[0] = layer = owner
     layer.prompt = prompt

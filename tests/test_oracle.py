@@ -1,0 +1,167 @@
+"""pruning == masking, keep-all == no pruning, a prompt in a batch == the prompt alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import BATCHES, DEPTH, FAMILIES, MIXED, RAGGED, answer, has_video, inputs, logits, model
+from masking import hidden_by_mask
+
+import tokenprune
+
+ATTENTIONS = ("sdpa", "eager")
+RECIPES: dict[str, list[dict[str, Any]]] = {
+    "entropy": [{"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 5}}],
+    "keys": [{"scorer": {"name": "entropy", "states": "key"}, "schedule": {"name": "fixed", "layer": 1, "keep": 0.5}}],
+    "attention": [{"scorer": "attention", "schedule": {"name": "fixed", "layer": 3, "keep": "1/4"}}],
+    "diversity": [{"scorer": "diversity", "schedule": {"name": "fixed", "layer": 0, "keep": 6}}],
+    "withdraw": [{"scorer": "random", "schedule": {"name": "fixed", "layer": 2, "keep": 0}}],
+    "pyramid": [
+        {
+            "scorer": {"name": "attention", "queries": "text", "block": "next"},
+            "schedule": {"name": "pyramid", "layers": ["8/32", "16/32", "24/32"], "ratio": 0.5},
+        }
+    ],
+    "mixture": [
+        {"scorer": "diversity", "schedule": {"name": "fixed", "layer": 0, "keep": 0.6}},
+        {"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 6}},
+        {"scorer": "random", "schedule": {"name": "fixed", "layer": 5, "keep": 2}},
+    ],
+}
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pruning_equals_masking(family: str, attention: str, batch: str, recipe: str) -> None:
+    """Prefill and five decode steps, and pruning did change the answer."""
+    prompts = BATCHES[batch]
+    check_oracle(family, attention, prompts, {"prune": RECIPES[recipe]})
+
+
+def check_oracle(family: str, attention: str, prompts: Any, recipe: Any, compact: bool = False) -> None:
+    with tokenprune.prune(model(family, attention), recipe) as pruning:
+        pruned = logits(answer(family, attention, prompts))
+    state = pruning.state
+    assert state is not None
+    assert sorted(state.views) == sorted(state.stages)
+    mask = inputs(family, prompts)["attention_mask"]
+    with hidden_by_mask(model(family, attention), mask, state.views, compact):
+        masked = logits(answer(family, attention, prompts))
+    full = logits(answer(family, attention, prompts))
+    assert close(pruned, masked)
+    with_pictures = [row for row, count in enumerate(state.counts) if count]
+    assert not close(pruned[with_pictures], full[with_pictures])
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if has_video(family)])
+def test_pruning_equals_masking_with_videos(family: str, attention: str) -> None:
+    check_oracle(family, attention, MIXED, {"prune": RECIPES["mixture"]})
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava"])
+def test_compact_positions_equal_masking(family: str, batch: str) -> None:
+    recipe = [{**RECIPES["pyramid"][0], "positions": "compact"}]
+    check_oracle(family, "sdpa", BATCHES[batch], {"prune": recipe}, compact=True)
+
+
+def test_compact_keeps_mrope_positions() -> None:
+    recipe = [{**RECIPES["pyramid"][0], "positions": "compact"}]
+    check_oracle("qwen2_5_vl", "sdpa", RAGGED, {"prune": recipe})
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_kept_column_of_a_forward_pass(family: str, use_cache: bool) -> None:
+    """One forward pass: logits of all kept columns equal the masked ones, at the caller's columns; others are zero."""
+    lm, given = model(family), inputs(family, RAGGED)
+    with torch.no_grad(), tokenprune.prune(lm, {"prune": RECIPES["mixture"]}) as pruning:
+        pruned = lm(**given, use_cache=use_cache).logits
+    state = pruning.state
+    assert state is not None
+    with torch.no_grad(), hidden_by_mask(lm, given["attention_mask"], state.views):
+        masked = lm(**given, use_cache=use_cache).logits
+    view = state.views[max(state.views)]
+    assert pruned.shape == masked.shape
+    kept = torch.zeros_like(state.visual)
+    for row in range(len(kept)):
+        kept[row, view.index[row][view.valid[row]]] = True
+    assert close(pruned[kept], masked[kept])
+    assert not pruned[~kept].any()
+
+
+@pytest.mark.parametrize("mutant", ["mask", "positions", "columns"])
+def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong mask, wrong positions or wrong columns in the engine is found by the ragged batch."""
+    from tokenprune import ops
+    from tokenprune.engine import Pruner
+    from tokenprune.values import View
+
+    if mutant == "mask":
+        monkeypatch.setattr(View, "mask", lambda self, mask, new: None)
+    elif mutant == "positions":
+        monkeypatch.setattr(Pruner, "_rotary", lambda self, turn, layer, hidden, kwargs: _first(hidden, kwargs))
+    else:
+        gather = ops.gather_columns
+        monkeypatch.setattr(ops, "gather_columns", lambda states, index: gather(states, index.roll(1, dims=1)))
+    with pytest.raises(AssertionError):
+        check_oracle("llava", "sdpa", RAGGED, {"prune": RECIPES["entropy"]})
+
+
+def _first(hidden: torch.Tensor, kwargs: dict[str, Any]) -> Any:
+    return tuple(table[:, : hidden.shape[1]] for table in kwargs["position_embeddings"])
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keep_all_is_no_pruning(family: str, attention: str, batch: str) -> None:
+    recipe = {
+        "prune": [
+            {"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 1.0}},
+            {"scorer": "diversity", "schedule": {"name": "fixed", "layer": 3, "keep": 100000}},
+        ]
+    }
+    full = answer(family, attention, BATCHES[batch])
+    with tokenprune.prune(model(family, attention), recipe) as pruning:
+        kept = answer(family, attention, BATCHES[batch])
+    assert torch.equal(kept.sequences, full.sequences)
+    assert torch.equal(logits(kept), logits(full))
+    assert pruning.report().stages == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_in_a_batch_answers_as_alone(family: str, recipe: str) -> None:
+    prompts = MIXED if has_video(family) else RAGGED
+    with tokenprune.prune(model(family), {"prune": RECIPES[recipe]}):
+        together = logits(answer(family, "sdpa", prompts))
+        alone = torch.cat([logits(answer(family, "sdpa", [prompt])) for prompt in prompts])
+    assert close(together, alone)
+    assert not close(together[:-1], together[1:])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_permuting_a_batch_permutes_the_answers(family: str) -> None:
+    with tokenprune.prune(model(family), {"prune": RECIPES["mixture"]}):
+        straight = logits(answer(family, "sdpa", RAGGED))
+        turned = logits(answer(family, "sdpa", [RAGGED[2], RAGGED[0], RAGGED[1]]))
+    assert close(turned, straight[[2, 0, 1]])
+
+
+def test_layers_count_blocks_that_saw_everything() -> None:
+    """With `layer: L` the cache of the first L blocks holds every column, the rest what was kept."""
+    lm, given = model("llava"), inputs("llava", BATCHES["one"])
+    with torch.no_grad(), tokenprune.prune(lm, {"prune": RECIPES["entropy"]}):
+        cache = lm(**given).past_key_values
+    s = given["input_ids"].shape[1]
+    assert [layer.keys.shape[-2] for layer in cache.layers] == [s, s] + [s - 16 + 5] * (DEPTH - 2)
