@@ -42,18 +42,18 @@ def _vision() -> CLIPVisionConfig:
 
 
 def _text(**more: Any) -> dict[str, Any]:
-    sizes = dict(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCAB,
-        max_position_embeddings=512,
-        pad_token_id=PAD,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     return {**sizes, **more}
 
 
@@ -79,18 +79,18 @@ def _build(family: str) -> Any:
         return VideoLlavaForConditionalGeneration(config)
     config = Qwen2_5_VLConfig(
         text_config=_text(rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}),
-        vision_config=dict(
-            depth=3,
-            hidden_size=32,
-            intermediate_size=48,
-            num_heads=2,
-            out_hidden_size=64,
-            patch_size=4,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            window_size=16,
-            fullatt_block_indexes=[1],
-        ),
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+        },
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=3,
@@ -99,13 +99,17 @@ def _build(family: str) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-@cache
 def model(family: str, attention: str = "sdpa") -> Any:
-    """One model per family and attention, with the same weights; larger initial weights make its answers vary."""
+    """One model per family and attention, with the same weights."""
+    return _model(family, attention)
+
+
+@cache
+def _model(family: str, attention: str) -> Any:
     torch.manual_seed(0)
     made = _build(family).eval()
     with torch.no_grad():
-        for name, weight in made.named_parameters():
+        for name, weight in made.named_parameters():  # larger weights: answers that vary
             if weight.ndim > 1 and "embed" not in name:
                 weight.mul_(4)
     made.set_attn_implementation(attention)

@@ -50,6 +50,28 @@ class Stage:
     kept: tuple[int, ...]
 
 
+def plan_stages(recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None) -> dict[int, Stage]:
+    """Every prompt's plan (`counts` visual tokens each) put together, by layer; layers that drop nothing are left out.
+
+    Raises LayerError, BudgetError, and RecipeError if the passes do not go down the decoder in order.
+    """
+    stages: dict[int, Stage] = {}
+    left = tuple(counts)
+    for work in recipe.passes:
+        plans = [work.schedule.plan(Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
+        for layer in sorted({layer for plan in plans for layer in plan}):
+            if stages and layer <= max(stages):
+                raise RecipeError(
+                    recipe.name,
+                    [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
+                )
+            kept = tuple(min(now, plan.get(layer, now)) for now, plan in zip(left, plans, strict=True))
+            if kept != left:
+                stages[layer] = Stage(work, left, kept)
+                left = kept
+    return stages
+
+
 @dataclass(frozen=True, eq=False)
 class PromptState:
     """One prompt batch from its prefill to its last decode step; owned by its cache.
@@ -120,7 +142,7 @@ class _Turn:
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[int, Any] = field(default_factory=dict)  # by the layer of the view
     rotary: dict[int, RotaryTables] = field(default_factory=dict)
-    finite: list[tuple[str, Tensor]] = field(default_factory=list)
+    numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
 
 
 class Pruner:
@@ -174,6 +196,7 @@ class Pruner:
         """Take every hook out. The last `state` stays readable; caches pruned so far stay valid inside a new block."""
         self._hooks.close()
         self._hooked.clear()
+        self._live = threading.local()  # an interrupted pass (Ctrl-C) runs no hook that could have cleared it
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
@@ -249,29 +272,10 @@ class Pruner:
             return None
         if self.ecl is None and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
-        stages = self._stages(counts)
+        stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
         if not stages:
             return None
         return PromptState(ids, visual, View.full(valid, lengths), tuple(counts), tuple(question), stages)
-
-    def _stages(self, counts: Sequence[int]) -> dict[int, Stage]:
-        """Every prompt's plan, put together by layer."""
-        stages: dict[int, Stage] = {}
-        left = list(counts)
-        depth = len(self.blocks)
-        for work in self.recipe.passes:
-            plans = [work.schedule.plan(Shape(depth, visual=n, ecl=self.ecl)) if n else {} for n in counts]
-            for layer in sorted({layer for plan in plans for layer in plan}):
-                if stages and layer <= max(stages):
-                    raise RecipeError(
-                        self.recipe.name,
-                        [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
-                    )
-                kept = [min(now, plan.get(layer, now)) for now, plan in zip(left, plans, strict=True)]
-                if kept != left:
-                    stages[layer] = Stage(work, tuple(left), tuple(kept))
-                    left = kept
-        return stages
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
         """One extra unpruned prefill of the first prompt decides the layer; it is remembered and said once."""
@@ -409,7 +413,7 @@ class Pruner:
                 f"{name} must give one number per visual token: expected shape {tuple(at.shape)}, got "
                 f"{tuple(score.shape)} for prompt {row}"
             )
-        turn.finite.append((name, ~score.isnan().any()))
+        turn.numbers.append((f"{name}, prompt {row},", ~score.isnan().any()))
         chosen = score.argsort(descending=True, stable=True)[:keep].sort().values
         merger = stage.work.merger
         return chosen, None if merger is None else merger(seen.hidden, chosen, seen)
@@ -487,8 +491,16 @@ class Pruner:
         turn, self._live.turn = self._turn, None
         if turn is None or output is None:
             return
-        for name, fine in turn.finite:
-            if not fine:
-                raise ScorerError(f"{name} gave NaN: fix the scorer; these outputs are not to be used")
+        if turn.numbers:
+            names, fine = zip(*turn.numbers, strict=True)
+            failed = [
+                name
+                for name, good in zip(
+                    names, torch.stack([good.to(fine[0].device) for good in fine]).tolist(), strict=True
+                )
+                if not good
+            ]
+            if failed:
+                raise ScorerError(f"{failed[0]} gave NaN: fix the scorer; this pass's outputs are not to be used")
         if turn.prefill and turn.cache is not None:
             caches.own(turn.cache, turn.prompt)

@@ -19,6 +19,8 @@ from .interfaces import Merger, Scheduler, Scorer
 from .registry import registry
 
 MAX_BYTES = 1 << 20
+BUDGETS = ("keep", "average", "ratio")
+"""Ways to say how many tokens stay: alternatives, so an override that gives one drops the others."""
 
 RecipeLike = typing.Union["Recipe", Mapping[str, Any], str, Path]
 """A name (`entropyprune`, `entropyprune@128`), a path, a mapping as in YAML, or a Recipe."""
@@ -66,6 +68,11 @@ def configs() -> Path:
 def shipped() -> dict[str, Path]:
     """Shipped recipes by name."""
     return {path.stem: path for path in sorted((configs() / "recipes").glob("*.yaml"))}
+
+
+def source(name: str) -> str:
+    """The YAML text of a recipe."""
+    return _locate(name).read_text()
 
 
 def presets(name: str) -> dict[str, list[str]]:
@@ -149,6 +156,10 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
             problems.append(f"override {line!r}: expected path=value, such as prune.0.schedule.layer=5")
             continue
         try:
+            parent, _, last = key.rpartition(".")
+            if last in BUDGETS and OmegaConf.is_dict(schedule := OmegaConf.select(config, parent)):
+                for other in BUDGETS:
+                    schedule.pop(other, None)
             OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
             problems.append(f"override {line!r}: {str(error).strip().splitlines()[0]}")

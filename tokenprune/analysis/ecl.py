@@ -54,20 +54,26 @@ def layer_entropies(
     return [float(entropy) for entropy in found]
 
 
-def known(model: nn.Module, adapter: Adapter) -> int | None:
+def known(model: Any, adapter: Adapter) -> int | None:
     """The layer shipped for this model, else the one remembered for exactly these weights, else None."""
     depth = len(adapter.blocks(adapter.decoder(adapter.base(model))))
-    name = Path(str(getattr(model.config, "_name_or_path", "")) or "unnamed").name
-    shipped = configs() / "ecl" / f"{name}.yaml"
-    if shipped.is_file():
-        entry = yaml.safe_load(shipped.read_text())
-        if entry["depth"] == depth:
-            return int(entry["layer"])
+    if (layer := shipped(str(getattr(model.config, "_name_or_path", "")), depth)) is not None:
+        return layer
     try:
         layer = json.loads(_memory(model, adapter).read_text())["layer"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return layer if isinstance(layer, int) and 0 < layer < depth else None
+
+
+def shipped(name: str, depth: int) -> int | None:
+    """The layer in `configs/ecl/` for a model or shape of this name (its last part) and depth, or None."""
+    last = Path(name).name
+    for path in sorted((configs() / "ecl").glob("*.yaml")):
+        entry = yaml.safe_load(path.read_text())
+        if last in (path.stem, *entry["models"]) and entry["depth"] == depth:
+            return int(entry["layer"])
+    return None
 
 
 def remember(model: nn.Module, adapter: Adapter, entropies: Sequence[float]) -> Path | None:

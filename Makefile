@@ -1,0 +1,52 @@
+# The README's commands. Each installs what it needs into a virtual environment first; a second run starts at once.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+FLOOR := .venv-floor
+PIP := -m pip --disable-pip-version-check install --quiet
+KNORM := plugins/tokenprune-knorm
+ARGS ?=
+
+.PHONY: help demo test lint test-floor wheel clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: $(VENV)/base ## a picture, a question of each kind, with and without pruning (ARGS="--image my.png")
+	$(VENV)/bin/tokenprune demo $(ARGS)
+
+test: lint ## ruff, mypy and pytest (ARGS="-k entropy")
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
+	$(FLOOR)/bin/python -m pytest $(ARGS)
+
+wheel: $(VENV)/dev ## dist/*.whl, configs inside
+	$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove environments, caches and builds
+	rm -rf $(VENV) $(FLOOR) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/base $(KNORM)/pyproject.toml
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]" -e $(KNORM)
+	touch $@
+
+$(FLOOR)/dev: pyproject.toml constraints.txt $(KNORM)/pyproject.toml
+	$(PYTHON) -m venv $(FLOOR)
+	sed 's/^transformers==[^ ]*/transformers==5.19.0/' constraints.txt > $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/python $(PIP) -c $(FLOOR)/constraints.txt -e ".[dev]" -e $(KNORM)
+	touch $@

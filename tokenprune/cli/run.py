@@ -1,0 +1,206 @@
+"""Commands that run a model: answer a question, find the Entropy Collapse Layer, and the demo."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..analysis import ecl as layers
+from ..api import Pruning, prune
+from ..loading import DTYPES, Loaded, load_model
+from ..media import pictures, read_image, read_video
+from ..pico import scenes
+from ..recipe import load
+from ..registry import registry
+from .catalog import OverridesArgument
+
+ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or pico (the bundled model).")]
+AttnOption = Annotated[str | None, typer.Option("--attn", help="Attention implementation, e.g. flash_attention_2.")]
+DtypeOption = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
+DeviceOption = Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU if there is one.")]
+
+
+def _dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"expected one of {', '.join(DTYPES)}, got {dtype}", param_hint="--dtype")
+    return dtype
+
+
+def generate(
+    model: ModelArgument,
+    overrides: OverridesArgument = None,
+    prompt: Annotated[str, typer.Option(help="The question.")] = ...,  # type: ignore[assignment]
+    image: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A picture; repeatable.")
+    ] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(exists=True, help="A video, GIF or folder of frames; repeatable.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
+    overlay: Annotated[Path | None, typer.Option(help="Write a PNG of what survived of the first picture.")] = None,
+    attn: AttnOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
+    if overrides and recipe is None:
+        raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
+    built = load(recipe, *(overrides or [])) if recipe else None
+    images = [read_image(path) for path in image or []]
+    videos = [read_video(path, frames) for path in video or []]
+    loaded = load_model(model, attn, _dtype(dtype), device)
+    inputs = loaded.inputs(prompt, images, videos)
+    if built is None:
+        print(loaded.answer(inputs, max_new_tokens))
+        return
+    with prune(loaded.model, built) as pruning:
+        print(loaded.answer(inputs, max_new_tokens))
+    print(pruning.report(), file=sys.stderr)
+    if overlay is not None:
+        if not images:
+            raise typer.BadParameter("an overlay needs a picture: add --image FILE", param_hint="--overlay")
+        pruning.overlay(images[0]).save(overlay)
+
+
+def calibrate(
+    model: ModelArgument,
+    images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A folder of pictures.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Use at most this many pictures.")] = 32,
+    prompt: Annotated[str, typer.Option(help="The question asked about each.")] = "Describe the picture.",
+    output: Annotated[Path | None, typer.Option(help="Write YAML in the form of configs/ecl/.")] = None,
+    attn: AttnOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Find a model's Entropy Collapse Layer on a folder of pictures and remember it for exactly these weights."""
+    if images is None and model != "pico":
+        raise typer.BadParameter("give a folder of pictures (only pico can draw its own)", param_hint="--images")
+    if images is not None:
+        shown = [read_image(path) for path in pictures(images)[:limit]]
+    else:
+        shown = [scene.picture for scene, _ in zip(scenes.held_out(0), range(limit), strict=False)]
+    loaded = load_model(model, attn, _dtype(dtype), device)
+    adapter = registry().adapter(loaded.model.config)
+    profiles = []
+    for picture in track(shown, description="prefills", console=Console(stderr=True)):
+        inputs = loaded.inputs(prompt, [picture])
+        visual = adapter.visual(loaded.model.config, inputs["input_ids"])
+        decoder = adapter.decoder(adapter.base(loaded.model))
+        profiles.append(layers.layer_entropies(adapter, decoder, visual, lambda i=inputs: loaded.model(**i)))  # type: ignore[misc]
+    means = [statistics.fmean(values) for values in zip(*profiles, strict=True)]
+    layer = layers.collapse(means)
+    table = Table("block", "entropy (nats)", "drop to the next", title=f"{len(shown)} pictures", title_justify="left")
+    for block, entropy in enumerate(means, start=1):
+        drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
+        table.add_row(f"{block} <- ECL" if block == layer else str(block), f"{entropy:.4f}", drop)
+    Console().print(table)
+    path = layers.remember(loaded.model, adapter, means)
+    where = f"remembered in {path}" if path else "not remembered: the cache directory is not writable"
+    print(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
+    if output is not None:
+        entry = {"depth": len(means), "layer": layer, "models": [Path(model).name]}
+        output.write_text(yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
+
+
+def demo(
+    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
+    output: Annotated[Path, typer.Option(help="Folder for the picture and the overlay.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
+    model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
+) -> None:
+    """One picture, a question of each kind: answers without and with pruning, what it cost, and what survived."""
+    built = load(recipe)
+    loaded = load_model(model)
+    output.mkdir(parents=True, exist_ok=True)
+    if image is None:
+        scene = next(iter(scenes.held_out(seed)))
+        picture, asked = scene.picture, {q.kind: (q.text, q.answer) for q in scene.questions}
+        picture.save(output / "picture.png")
+    else:
+        picture = read_image(image)
+        asked = {kind: (text, "") for kind, text in OPEN_QUESTIONS.items()}
+    table = Table(
+        "kind", "question", "truth", "pruned?", "answer", "right?", "kept by layer", "KV MiB", "prefill ms", "FLOPs"
+    )
+    pruning = prune(loaded.model, built)
+    for kind, (question, truth) in asked.items():
+        inputs = loaded.inputs(question, [picture])
+        plain_ms, pruned_ms = interleaved(lambda i=inputs: _prefill(loaded, i), lambda: pruning)  # type: ignore[misc]
+        plain = loaded.answer(inputs)
+        with pruning:
+            pruned = loaded.answer(inputs)
+        report = pruning.report()
+        kept = " ".join(f"{stage.layer}:{stage.kept[0]}/{stage.total[0]}" for stage in report.stages) or "all"
+        for name, answer, kv, ms, share, left in (
+            ("no", plain, report.kv_mib.full, plain_ms, 1.0, "all"),
+            (built.name, pruned, report.kv_mib.pruned, pruned_ms, report.flops_share, kept),
+        ):
+            right = "" if not truth else "yes" if answer == truth else "NO"
+            row = (kind, question, truth) if name == "no" else ("", "", "")
+            table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    if pruning.state is not None:
+        both = side_by_side(picture, pruning.overlay(picture))
+        both.save(output / "overlay.png")
+        console.print(f"what survived of the last question's picture: {output / 'overlay.png'}")
+
+
+OPEN_QUESTIONS = {
+    "exists": "is there a red circle?",
+    "color": "what color is the square?",
+    "count": "how many circles are there?",
+    "digit": "what digit is blue?",
+    "read": "read the digits",
+}
+
+
+@torch.inference_mode()
+def _prefill(loaded: Loaded, inputs: dict[str, Any]) -> float:
+    """Milliseconds of one prefill, synchronised on a GPU."""
+    sync: Callable[[], object] = torch.cuda.synchronize if loaded.model.device.type == "cuda" else lambda: None
+    sync()
+    start = time.perf_counter()
+    loaded.model(**inputs, logits_to_keep=1)
+    sync()
+    return 1000 * (time.perf_counter() - start)
+
+
+def interleaved(run: Callable[[], float], block: Callable[[], Pruning], pairs: int = 9) -> tuple[float, float]:
+    """Medians of `run` without and with pruning, taken in turn after one warm-up of each."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(pairs + 1):
+        for pruned, found in times.items():
+            context: AbstractContextManager[object] = block() if pruned else nullcontext()
+            with context:
+                found.append(run())
+    return statistics.median(times[False][1:]), statistics.median(times[True][1:])
+
+
+def side_by_side(left: Image.Image, right: Image.Image, height: int = 384) -> Image.Image:
+    """Two pictures of one height next to each other."""
+    parts = [
+        p.convert("RGB").resize((p.width * height // p.height, height), Image.Resampling.NEAREST) for p in (left, right)
+    ]
+    joined = Image.new("RGB", (parts[0].width + parts[1].width + 16, height), "white")
+    joined.paste(parts[0], (0, 0))
+    joined.paste(parts[1], (parts[0].width + 16, 0))
+    return joined

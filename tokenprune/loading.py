@@ -1,0 +1,70 @@
+"""A model and its processor by name, and a question about pictures as model inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .errors import TokenpruneError
+
+PICO = Path(__file__).parent / "pico" / "weights"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer."""
+
+    model: Any
+    processor: Any
+
+    def inputs(
+        self, question: str, images: Sequence[Image.Image] = (), videos: Sequence[np.ndarray] = ()
+    ) -> dict[str, torch.Tensor]:
+        """Model inputs of one question, through the processor's chat template, on the model's device."""
+        content = [{"type": "image"}] * len(images) + [{"type": "video"}] * len(videos)
+        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        text = self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        media = {**({"images": list(images)} if images else {}), **({"videos": list(videos)} if videos else {})}
+        batch = self.processor(text=text, return_tensors="pt", **media)
+        return dict(batch.to(self.model.device))
+
+    def answer(self, inputs: dict[str, torch.Tensor], max_new_tokens: int = 64) -> str:
+        """Greedy answer, new text only."""
+        with torch.inference_mode():
+            out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        new = out[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+
+def load_model(name: str, attention: str | None = None, dtype: str = "auto", device: str | None = None) -> Loaded:
+    """Load a hub id or a local folder; `pico` is the bundled model. Safetensors only, no remote code.
+
+    Raises TokenpruneError with the reason if it cannot be loaded.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    path = str(PICO) if name == "pico" else name
+    if name == "pico" and dtype == "auto":
+        dtype = "float32"  # its weights ship as 16 bit to be small; it was trained, and runs best on a CPU, in 32
+    options = {"attn_implementation": attention} if attention else {}
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TokenpruneError(
+            f"cannot load the model {name!r}: {reason} Give a hub id, a folder with config.json and safetensors "
+            "weights, or pico."
+        ) from error

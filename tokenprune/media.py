@@ -1,0 +1,67 @@
+"""Pictures and videos from files. A file that cannot be read is one clear MediaError."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, ImageSequence
+
+from .errors import MediaError
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def read_image(path: Path) -> Image.Image:
+    """An RGB picture, turned as its EXIF says."""
+    return _open(path, lambda file: ImageOps.exif_transpose(file).convert("RGB"))
+
+
+def read_video(path: Path, frames: int = 8) -> np.ndarray:
+    """`frames` pictures spread evenly over a video, `frames x height x width x 3` bytes.
+
+    A folder of pictures, an animated GIF, WebP or PNG, or any video file if PyAV (`pip install av`) is there.
+    """
+    if path.is_dir():
+        found = [read_image(file) for file in pictures(path)]
+    elif path.suffix.lower() in PICTURES:
+        found = _open(path, lambda file: [frame.convert("RGB") for frame in ImageSequence.Iterator(file)])
+    else:
+        found = _decode(path)
+    if not found:
+        raise MediaError(f"{path} holds no frames")
+    picked = [found[i] for i in np.linspace(0, len(found) - 1, frames).round().astype(int)]
+    return np.stack([np.asarray(frame.resize(picked[0].size)) for frame in picked])
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Picture files of a folder, by name. Raises MediaError if there are none."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not found:
+        raise MediaError(f"{folder} holds no pictures: expected files such as {', '.join(sorted(PICTURES)[:4])}")
+    return found
+
+
+def _open(path: Path, read):  # type: ignore[no-untyped-def]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                return read(file)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"cannot read the picture {path}: {error}") from error
+
+
+def _decode(path: Path) -> list[Image.Image]:
+    try:
+        import av
+    except ImportError:
+        raise MediaError(
+            f"cannot decode {path}: install PyAV (pip install av), or give a GIF or a folder of frames"
+        ) from None
+    try:
+        with av.open(str(path)) as container:
+            return [frame.to_image() for frame in container.decode(video=0)]
+    except (OSError, ValueError, IndexError) as error:
+        raise MediaError(f"cannot decode the video {path}: {error}") from error
