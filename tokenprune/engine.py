@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -94,10 +94,9 @@ class PromptState:
     stages: dict[int, Stage]
     views: dict[int, View] = field(default_factory=dict)
 
-    def view(self, block: int) -> View | None:
-        """What block number `block` sees, or None if it sees everything."""
-        layers = [layer for layer in self.views if layer <= block]
-        return self.views[max(layers)] if layers else None
+    def layer(self, block: int) -> int | None:
+        """The stage whose view block number `block` sees, or None if it sees everything."""
+        return max((layer for layer in self.views if layer <= block), default=None)
 
     @property
     def hidden(self) -> int:
@@ -163,7 +162,8 @@ class Pruner:
         self._live = threading.local()
         self._lock = threading.Lock()
         self._hooks = ExitStack()
-        self._hooked: set[object] = set()
+        self._hooked: set[int] = set()  # layers whose stages have their hooks
+        self._first = len(self.blocks)  # from here on blocks are hooked
 
     def attach(self) -> Pruner:
         """Register the hooks.
@@ -195,23 +195,22 @@ class Pruner:
     def remove(self) -> None:
         """Take every hook out. The last `state` stays readable; caches pruned so far stay valid inside a new block."""
         self._hooks.close()
-        self._hooked.clear()
+        self._hooked, self._first = set(), len(self.blocks)
         self._live = threading.local()  # an interrupted pass (Ctrl-C) runs no hook that could have cleared it
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
 
-    def _hook_blocks(self, layers: Sequence[int]) -> None:
+    def _hook(self, layers: Iterable[int]) -> None:
         """Hook what the stages at these layers need; once each."""
         with self._lock:
-            for layer in layers:
-                for block in range(layer, len(self.blocks)):
-                    if block not in self._hooked:
-                        self._hooked.add(block)
-                        enter = partial(self._enter, block)
-                        self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
-                if layer and (layer, "look") not in self._hooked:
-                    self._hooked.add((layer, "look"))
+            for layer in sorted(set(layers) - self._hooked):
+                self._hooked.add(layer)
+                for block in range(layer, self._first):
+                    enter = partial(self._enter, block)
+                    self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
+                self._first = min(self._first, layer)
+                if layer:
                     for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
                         self._add(module.register_forward_hook(partial(self._look, layer, name)))
 
@@ -233,13 +232,12 @@ class Pruner:
         if cache is not None and cache.get_seq_length():
             self._say_unpruned(given.get("input_ids"))
         if prompt is not None:
-            self._hook_blocks(sorted(prompt.views))
+            self._hook(prompt.views)
             self._live.turn = _Turn(prompt, self._mask_2d(mask), prefill=False, cache=cache)
         elif cache is None or not cache.get_seq_length():
-            prompt = self._plan(module, args, kwargs, given)
-            if prompt is not None:
-                self.state = prompt
-                self._hook_blocks(sorted(prompt.stages))
+            self.state = prompt = self._plan(module, args, kwargs, given)
+            if prompt.stages:
+                self._hook(prompt.stages)
                 self._live.turn = _Turn(prompt, self._mask_2d(mask), prefill=True)
 
     def _say_unpruned(self, ids: Tensor | None) -> None:
@@ -254,8 +252,8 @@ class Pruner:
             )
         return mask
 
-    def _plan(self, module: nn.Module, args: Any, kwargs: Any, given: dict[str, Any]) -> PromptState | None:
-        """The state of a new prompt batch; None if nothing will be dropped."""
+    def _plan(self, module: nn.Module, args: Any, kwargs: Any, given: dict[str, Any]) -> PromptState:
+        """The state of a new prompt batch; without stages if nothing will be dropped."""
         ids, mask = given.get("input_ids"), self._mask_2d(given.get("attention_mask"))
         if ids is None:
             raise PromptError(
@@ -268,13 +266,9 @@ class Pruner:
         last = torch.where(visual, torch.arange(ids.shape[1], device=ids.device), -1).amax(1, keepdim=True)
         after = valid & (torch.arange(ids.shape[1], device=ids.device) > last)
         lengths, counts, question = torch.stack([valid.sum(1), visual.sum(1), after.sum(1)]).tolist()  # the one sync
-        if not any(counts):
-            return None
-        if self.ecl is None and any(work.schedule.needs_ecl for work in self.recipe.passes):
+        if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
         stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
-        if not stages:
-            return None
         return PromptState(ids, visual, View.full(valid, lengths), tuple(counts), tuple(question), stages)
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
@@ -310,12 +304,11 @@ class Pruner:
         turn.cache = kwargs.get("past_key_values")
         if turn.prefill and block in turn.prompt.stages:
             hidden = self._prune(turn, block, hidden, kwargs["position_embeddings"])
-        view = turn.prompt.view(block)
-        if view is None:
+        layer = turn.prompt.layer(block)
+        if layer is None:
             return None
-        layer = max(at for at in turn.prompt.views if at <= block)
         if layer not in turn.masks:
-            turn.masks[layer] = self._mask(turn, view, block, hidden)
+            turn.masks[layer] = self._mask(turn, turn.prompt.views[layer], block, hidden)
             turn.rotary[layer] = self._rotary(turn, layer, hidden, kwargs)
         # position_ids stay away from the blocks: flash attention would read their gaps as packed sequences.
         changed = {
@@ -358,8 +351,7 @@ class Pruner:
         everything = turn.prompt.everything.to(positions.device)
         view = turn.prompt.views[layer].to(positions.device)
         if not turn.prefill:
-            gone = [full - left for full, left in zip(everything.lengths, view.lengths, strict=True)]
-            return positions - torch.tensor(gone, device=positions.device)[:, None]
+            return positions - everything.valid.sum(1, keepdim=True) + view.valid.sum(1, keepdim=True)
         gone_before = everything.valid.cumsum(1).gather(1, view.index) - view.valid.cumsum(1)
         return (positions.expand_as(everything.index).gather(1, view.index) - gone_before).clamp_min(0)
 
@@ -368,11 +360,11 @@ class Pruner:
     ) -> Float[Tensor, "b j d"]:
         """Score, select and gather at one stage; adds its view to the prompt."""
         prompt, stage = turn.prompt, turn.prompt.stages[layer]
-        previous = prompt.view(layer)
-        view = (previous or prompt.everything).to(hidden.device)
+        above = prompt.layer(layer)
+        view = (prompt.everything if above is None else prompt.views[above]).to(hidden.device)
         visual = prompt.visual.to(hidden.device).gather(1, view.index) & view.valid
-        if previous is not None:  # the model still hands the tables of the whole prompt
-            tables = turn.rotary[max(prompt.views)]
+        if above is not None:  # the model still hands out the tables of the whole prompt
+            tables = turn.rotary[above]
         places = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
         keep = view.valid & ~visual
         for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)):
@@ -380,7 +372,8 @@ class Pruner:
             if kept < n:
                 chosen, folded = self._select(turn, layer, row, view, at, hidden, tables)
                 if folded is not None:
-                    hidden = hidden.index_put((torch.tensor(row, device=at.device), at), folded)
+                    hidden = hidden.clone()
+                    hidden[row].index_copy_(0, at, folded)
                 at = at[chosen]
             keep[row].index_fill_(0, at, True)
         lengths = [length - n + kept for length, n, kept in zip(view.lengths, stage.before, stage.kept, strict=True)]

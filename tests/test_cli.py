@@ -1,0 +1,203 @@
+"""The command line, in real processes and in-process: answers, exit codes, one message per error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenprune.cli import main
+from tokenprune.pico import scenes
+
+SCENE = next(iter(scenes.held_out(0)))
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as done:
+        main(list(arguments))
+    out = capsys.readouterr()
+    return int(done.value.code or 0), out.out, out.err
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "picture.png"
+    SCENE.picture.save(path)
+    return str(path)
+
+
+def test_ls_names_everything_and_its_origin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(capsys, "ls")
+    assert code == 0
+    for word in ("entropy", "pyramid", "nearest", "qwen2.5-vl", "divprune-random", "knorm", "tokenprune-knorm"):
+        assert word in out
+
+
+def test_show_prints_the_file_and_what_it_becomes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "presets:" in run(capsys, "show", "fastv")[1]
+    code, out, _ = run(capsys, "show", "fastv@128", "prune.0.scorer.queries=text")
+    assert code == 0
+    assert "average: 128" in out
+    assert "queries: text" in out
+
+
+def test_what_show_prints_is_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "shown.yaml"
+    path.write_text(run(capsys, "show", "pyramiddrop", "prune.0.schedule.ratio=0.25")[1])
+    assert run(capsys, "check", str(path))[0] == 0
+
+
+def test_check_says_all_faults_of_all_recipes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "prune:\n  - {scorer: entropi, schedule: {name: fixed, layr: 2, keep: [4]}}\n  - {scorer: random}\n"
+    )
+    code, out, err = run(capsys, "check", "fastv", str(path), "nonesuch")
+    assert code == 1
+    assert "fastv: fine" in out
+    for part in (
+        "did you mean 'entropy'",
+        "prune.0.schedule.layr",
+        "prune.0.schedule.keep",
+        "prune.1.schedule",
+        "nonesuch",
+    ):
+        assert part in err
+
+
+def test_explain_is_table_5(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        capsys, "explain", "entropyprune", "--shape", "llava-1.5-7b", "--text", "96", "--visual", "576",
+        "prune.0.schedule.average=192", "--json",
+    )  # fmt: skip
+    result = json.loads(out)
+    assert code == 0
+    assert result["plan"] == {"2": 166}
+    assert result["flops_share"] == pytest.approx(0.422, abs=5e-4)
+    assert result["kv_mib"]["full"] == 288.0
+    assert result["kv_mib"]["pruned"] == pytest.approx(95.8, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", ["llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b"])
+def test_explain_knows_the_shipped_layers(capsys: pytest.CaptureFixture[str], shape: str) -> None:
+    code, out, _ = run(capsys, "explain", "random", "--shape", shape)
+    assert code == 0
+    assert "average" in out
+
+
+def test_explain_asks_for_an_unknown_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "explain", "random", "--shape", "video-llava-7b")
+    assert code == 2
+    assert "--ecl" in err
+    assert run(capsys, "explain", "random", "--shape", "video-llava-7b", "--ecl", "2")[0] == 0
+
+
+def test_generate_answers_and_reports(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.png"
+    code, out, err = run(
+        capsys, "generate", "pico", "--image", picture, "--prompt", "read the digits", "-r", "fastv",
+        "prune.0.schedule.keep=48", "--overlay", str(overlay),
+    )  # fmt: skip
+    assert code == 0
+    assert out.strip()
+    assert "48/144" in err
+    dark = np.asarray(Image.open(overlay).convert("RGB")).astype(int)
+    original = np.asarray(SCENE.picture.convert("RGB")).astype(int)
+    patches = np.abs(dark - original).sum(-1).reshape(12, 8, 12, 8).sum((1, 3))
+    assert (patches == 0).sum() == 48  # kept patches are untouched, exactly on the grid
+
+
+def test_without_a_recipe_nothing_is_pruned(capsys: pytest.CaptureFixture[str], picture: str) -> None:
+    code, out, err = run(capsys, "generate", "pico", "--image", picture, "--prompt", "read the digits")
+    assert (code, err) == (0, "")
+    assert out.strip()
+
+
+BAD_USAGE = {
+    "unknown recipe": (("generate", "pico", "--prompt", "x", "-r", "entropypune"), "did you mean 'entropyprune'"),
+    "unknown scorer": (("explain", "fastv", "prune.0.scorer.name=entrpy"), "did you mean 'entropy'"),
+    "unknown preset": (("explain", "fastv@1920"), "did you mean '192'"),
+    "layer beyond the depth": (("explain", "entropy-at-5", "prune.0.schedule.layer=99"), "32 blocks"),
+    "unreachable average": (("explain", "entropyprune", "prune.0.schedule.average=10"), "smallest average is 36"),
+    "missing picture": (("generate", "pico", "--image", "nope.png", "--prompt", "x"), "nope.png"),
+    "missing prompt": (("generate", "pico"), "--prompt"),
+    "settings without a recipe": (("generate", "pico", "a.b=1", "--prompt", "x"), "need a recipe"),
+    "unknown shape": (("explain", "fastv", "--shape", "llava-1.5-8b"), "did you mean 'llava-1.5-7b'"),
+    "bad override": (("explain", "fastv", "prune.0.schedule"), "path=value"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_USAGE)
+def test_bad_usage_is_one_message_and_code_2(capsys: pytest.CaptureFixture[str], case: str) -> None:
+    arguments, message = BAD_USAGE[case]
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_a_corrupt_picture_is_a_failed_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "corrupt.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    code, _, err = run(capsys, "generate", "pico", "--image", str(path), "--prompt", "x")
+    assert code == 1
+    assert "corrupt.png" in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_that_is_not_there_is_a_failed_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "generate", str(tmp_path), "--prompt", "x")
+    assert code == 1
+    assert "cannot load the model" in err
+
+
+def test_debug_shows_the_traceback() -> None:
+    from tokenprune.errors import UnknownNameError
+
+    with pytest.raises(UnknownNameError):
+        main(["show", "nonesuch", "--debug"])
+
+
+def test_calibrate_measures_and_remembers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, scene in zip(range(2), scenes.held_out(1), strict=False):
+        scene.picture.save(folder / f"{i}.png")
+    out_file = tmp_path / "ecl.yaml"
+    code, out, _ = run(capsys, "calibrate", "pico", "--images", str(folder), "--output", str(out_file))
+    assert code == 0
+    assert "Entropy Collapse Layer" in out
+    assert "depth: 8" in out_file.read_text()
+    assert len(list((tmp_path / "cache" / "ecl").glob("*.json"))) == 1
+
+
+def test_a_folder_without_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "calibrate", "pico", "--images", str(tmp_path))
+    assert code == 1
+    assert "no pictures" in err
+
+
+def test_demo_in_an_empty_folder(tmp_path: Path) -> None:
+    """A real process, from the console script, in a folder of its own."""
+    script = Path(sys.executable).parent / "tokenprune"
+    done = subprocess.run([script, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("48/144") == 5
+    with Image.open(tmp_path / "demo" / "overlay.png") as overlay:
+        assert overlay.size[0] > overlay.size[1]
+
+
+def test_demo_takes_a_picture(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "demo", "--image", picture, "--output", str(tmp_path / "out"), "-r", "random")
+    assert code == 0
+    assert "random" in out
+    assert (tmp_path / "out" / "overlay.png").exists()
