@@ -285,7 +285,7 @@ class Pruner:
             "Entropy Collapse Layer of this model: %d of %d, measured on its first prompt, %s",
             layer,
             len(entropies),
-            f"remembered in {path}" if path else "not remembered (the cache directory is not writable)",
+            f"remembered in {path}" if path else "not remembered (cache not writable, or weights offloaded)",
         )
         return layer
 

@@ -28,9 +28,11 @@ def spectral_entropy(
 ) -> Float[Tensor, "*batch"]:
     """Matrix entropy in nats: von Neumann for `alpha = 1` (Eq. 4), order-`alpha` otherwise (Eq. 2).
 
-    `top_k` keeps only the largest eigenvalues (Eq. 6). Zero and round-off negative eigenvalues count as `0 log 0 = 0`.
+    `top_k` keeps only the largest eigenvalues (Eq. 6). Eigenvalues within round-off of zero are zero: `0 log 0 = 0`.
     """
-    s = eigenvalues.clamp_min(0)
+    size = eigenvalues.shape[-1]
+    round_off = size * torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax(-1, keepdim=True)
+    s = torch.where(eigenvalues <= round_off, 0, eigenvalues)
     if top_k is not None:
         s = s[..., -top_k:]
     if alpha == 1.0:
@@ -50,8 +52,8 @@ def centred_rows(
     if normalize == "none":
         return centred
     length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    round_off = 8 * torch.finfo(states.dtype).eps * torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    return torch.where(length > round_off, centred / length.clamp_min(torch.finfo(states.dtype).tiny), 0)
+    round_off = 8 * torch.finfo(torch.float32).eps * torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+    return torch.where(length <= round_off, 0, centred / length)  # a NaN stays one
 
 
 def token_entropy(
@@ -65,13 +67,14 @@ def token_entropy(
     `normalize="none"` is the authors' released variant: unscaled rows, so the trace is not one; it is divided by
     `log H`, which leaves the ranking as it is.
     """
-    rows = centred_rows(states.transpose(0, 1).float(), normalize)
+    precise = torch.float32 if alpha in (1.0, 2.0) else torch.float64  # near 1, 1 / (1 - alpha) magnifies round-off
+    rows = centred_rows(states.transpose(0, 1).to(precise), normalize)
     if alpha == 2.0 and top_k is None:  # sum of squared eigenvalues = squared Frobenius norm: no eigenvalues needed
         heads, width = rows.shape[-2:]
         gram = (rows @ rows.mT if heads <= width else rows.mT @ rows) / heads
         mass = gram.square().sum((-2, -1))
         return -torch.where(mass > 0, mass, 1).log()
-    return spectral_entropy(spectrum(rows), alpha, top_k)
+    return spectral_entropy(spectrum(rows), alpha, top_k).float()
 
 
 def layer_entropy(states: Float[Tensor, "n w"]) -> Float[Tensor, ""]:

@@ -6,6 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,8 +78,7 @@ def source(name: str) -> str:
 
 def presets(name: str) -> dict[str, list[str]]:
     """The presets of a recipe: overrides by preset name."""
-    found = _read(str(name), _locate(name)).get("presets") or {}
-    return {str(preset): [str(line) for line in lines] for preset, lines in found.items()}
+    return _presets(name, _read(name, _locate(name)))
 
 
 def load(recipe: RecipeLike, *overrides: str) -> Recipe:
@@ -99,10 +99,17 @@ def load(recipe: RecipeLike, *overrides: str) -> Recipe:
     if isinstance(recipe, Mapping):
         name, content, lines = str(recipe.get("name", "recipe")), dict(recipe), list(overrides)
     else:
-        base, _, preset = str(recipe).partition("@")
-        name, content = str(recipe), _read(str(recipe), _locate(base))
-        lines = [*_preset(name, content, preset), *overrides]
+        name = str(recipe)
+        base, preset = (name, "") if _is_file(name) or "@" not in name else name.rsplit("@", 1)
+        content = _read(name, _locate(base))
+        lines = [*overrides]
+        if preset:
+            known = _presets(name, content)
+            if preset not in known:
+                raise UnknownNameError(f"preset of {base}", preset, known)
+            lines = [*known[preset], *overrides]
     content.pop("presets", None)
+    _refuse_interpolations(name, content, lines)
     return _build(name, _override(name, content, lines))
 
 
@@ -112,7 +119,7 @@ def _locate(name: str | Path) -> Path:
         return known[str(name)]
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
-        if path.is_file():
+        if _is_file(name):
             return path
         raise RecipeError(str(name), [f"there is no file {path}: give a recipe name or the path of a YAML file"])
     raise UnknownNameError("recipe", str(name), known)
@@ -132,13 +139,29 @@ def _read(name: str, path: Path) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", content)
 
 
-def _preset(name: str, content: Mapping[str, Any], preset: str) -> list[str]:
-    if not preset:
-        return []
-    known = {str(key): lines for key, lines in (content.get("presets") or {}).items()}
-    if preset not in known:
-        raise UnknownNameError(f"preset of {name.partition('@')[0]}", preset, known)
-    return [str(line) for line in known[preset]]
+def _is_file(name: str | Path) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # no path at all: too long, say
+        return False
+
+
+def _presets(name: str, content: Mapping[str, Any]) -> dict[str, list[str]]:
+    given = content.get("presets", {})
+    wrong = not isinstance(given, Mapping) or any(
+        not isinstance(lines, list) or any(not isinstance(line, str) for line in lines) for lines in given.values()
+    )
+    if wrong:
+        raise RecipeError(name, [f"presets: expected lists of overrides by name, got {given!r}"])
+    return {str(preset): list(lines) for preset, lines in given.items()}
+
+
+def _refuse_interpolations(name: str, content: Mapping[str, Any], lines: Sequence[str]) -> None:
+    """Before OmegaConf sees them: it would resolve them while overrides are applied."""
+    texts = [*_texts(content), *((f"override {line!r}", line) for line in lines)]
+    problems = [f"{path}: interpolations are not read in recipes, got {text!r}" for path, text in texts if "${" in text]
+    if problems:
+        raise RecipeError(name, problems)
 
 
 def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[str, Any]:
@@ -146,7 +169,7 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
     content = {**content, "prune": [_spell_out(item) for item in _as_list(content.get("prune"))]}
     if not lines:
         return content
-    if any(dataclasses.is_dataclass(part) for item in content["prune"] for part in _parts(item)):
+    if any(isinstance(part, (Scorer, Scheduler, Pass)) for item in content["prune"] for part in _parts(item)):
         raise RecipeError(name, ["overrides reach into settings: spell scorer and schedule out, or change the objects"])
     config = OmegaConf.create(content)
     problems = []
@@ -156,13 +179,15 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
             problems.append(f"override {line!r}: expected path=value, such as prune.0.schedule.layer=5")
             continue
         try:
+            setting = yaml.safe_load(value)
             parent, _, last = key.rpartition(".")
-            if last in BUDGETS and OmegaConf.is_dict(schedule := OmegaConf.select(config, parent)):
+            if parent.endswith(".schedule") and last in BUDGETS and setting is not None:
+                schedule = OmegaConf.select(config, parent)
                 for other in BUDGETS:
                     schedule.pop(other, None)
-            OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
-        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-            problems.append(f"override {line!r}: {str(error).strip().splitlines()[0]}")
+            OmegaConf.update(config, key, setting, merge=False, force_add=True)
+        except (OmegaConfBaseException, yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
+            problems.append(f"override {line!r}: {(str(error).strip().splitlines() or ['not readable'])[0]}")
     if problems:
         raise RecipeError(name, problems)
     updated = typing.cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
@@ -184,14 +209,12 @@ def _spell_out(item: Any) -> Any:
 
 
 def _build(name: str, content: Mapping[str, Any]) -> Recipe:
-    problems = [
-        f"{path}: interpolations are not read in recipes, got {text!r}"
-        for path, text in _texts(content)
-        if "${" in text
-    ]
+    problems: list[str] = []
     for key in content:
         if key not in ("name", "about", "paper", "prune"):
             problems.append(f"{key}: unknown key; a recipe has name, about, paper, prune and presets")
+    if not isinstance(content.get("name", name), str):
+        problems.append(f"name: expected str, got {content['name']!r}")
     items = content["prune"]
     if not items:
         problems.append("prune: expected a list with at least one pass, got nothing")
@@ -221,8 +244,9 @@ def _build_pass(item: Any, path: str, problems: list[str]) -> Pass | None:
         given = settings.pop(key, None)
         parts[key] = given if isinstance(given, base) else _build_named(given, kind, f"{path}.{key}", problems)
     merge = settings.get("merge")
-    if merge is not None and merge not in registry().entries["merger"]:
-        problems.append(f"{path}.merge: {UnknownNameError('merger', str(merge), registry().entries['merger'])}")
+    known = registry().entries["merger"]
+    if merge is not None and not (isinstance(merge, str) and merge in known):
+        problems.append(f"{path}.merge: {UnknownNameError('merger', str(merge), known)}")
     made = _construct(Pass, {**settings, **parts}, path, problems, given=parts)
     return made if isinstance(made, Pass) else None
 
@@ -292,7 +316,8 @@ def _convert(value: Any, hint: Any) -> Any:
             return None
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            with suppress(OverflowError):
+                return float(value)
     elif hint in (int, str, bool) and type(value) is hint:
         return value
     raise ValueError(f"expected {_spell(hint)}, got {value!r}")

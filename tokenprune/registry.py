@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -13,7 +15,7 @@ import pluggy
 
 from . import hookspecs
 from .errors import RegistryError, UnknownNameError, UnsupportedModelError
-from .interfaces import Adapter
+from .interfaces import Adapter, Scheduler, Scorer
 
 DISTRIBUTION = "tokenprune-mllm"
 GROUP = "tokenprune"
@@ -87,7 +89,7 @@ def registry() -> Registry:
             plugin = point.load()
             manager.register(plugin, name=f"{distribution}:{point.name}")
             origin[id(plugin)] = distribution
-        except Exception as error:  # whatever a stranger's import can raise
+        except (Exception, SystemExit) as error:  # whatever a stranger's import can raise
             broken.append(_report(distribution, error))
     entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
     for kind in KINDS:
@@ -95,17 +97,46 @@ def registry() -> Registry:
             distribution = origin[id(implementation.plugin)]
             try:
                 things = dict(implementation.function())
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 broken.append(_report(distribution, error))
                 continue
             for name, thing in things.items():
+                if reason := _unfit(kind, thing):
+                    broken.append(_report(distribution, TypeError(f"{kind} {name!r} {reason}")))
+                    continue
                 if (other := entries[kind].get(name)) is not None:
                     raise RegistryError(
                         f"the {kind} name {name!r} is registered twice, by {other.distribution} and {distribution}: "
                         "uninstall one of them or leave it out of TOKENPRUNE_PLUGINS"
                     )
                 entries[kind][name] = Entry(kind, name, thing, distribution)
+    _one_adapter_each(entries["adapter"].values())
     return Registry({kind: dict(sorted(found.items())) for kind, found in entries.items()}, tuple(broken))
+
+
+def _unfit(kind: str, thing: Any) -> str | None:
+    """Why something registered cannot be one of its kind, or None."""
+    if kind == "merger":
+        return None if callable(thing) else f"must be a function, got {thing!r}"
+    base = {"scorer": Scorer, "scheduler": Scheduler, "adapter": Adapter}[kind]
+    if not (isinstance(thing, type) and issubclass(thing, base)):
+        return f"must be a subclass of {base.__name__}, got {thing!r}"
+    if missing := sorted(getattr(thing, "__abstractmethods__", ())):
+        return f"does not implement {', '.join(missing)}"
+    if kind == "adapter":
+        return None if getattr(thing, "model_types", ()) else "names no model_types"
+    return None if dataclasses.is_dataclass(thing) else "must be a dataclass: its fields are its settings"
+
+
+def _one_adapter_each(entries: Iterable[Entry]) -> None:
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        for model_type in entry.thing.model_types:
+            if (other := found.setdefault(model_type, entry)) is not entry:
+                raise RegistryError(
+                    f"model type {model_type!r} has two adapters, {other.name} of {other.distribution} and "
+                    f"{entry.name} of {entry.distribution}: leave one of them out of TOKENPRUNE_PLUGINS"
+                )
 
 
 def _allowed(points: Any) -> list[EntryPoint]:
@@ -116,7 +147,7 @@ def _allowed(points: Any) -> list[EntryPoint]:
     return [point for point in points if point.name in names or (point.dist and point.dist.name in names)]
 
 
-def _report(distribution: str, error: Exception) -> Broken:
+def _report(distribution: str, error: BaseException) -> Broken:
     problem = Broken(distribution, f"{type(error).__name__}: {error}")
     warnings.warn(f"tokenprune skips the broken plugin {distribution}: {problem.reason}", stacklevel=3)
     return problem

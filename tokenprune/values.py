@@ -58,14 +58,19 @@ def check_budget(budget: Budget | None) -> None:
     if budget is None:
         return
     amount = fraction(budget) if isinstance(budget, str) else budget
-    if amount < 0 or (not isinstance(amount, int) and amount > 1):
+    if not (amount >= 0 and (isinstance(amount, int) or amount <= 1)):  # this way round, NaN is refused too
         raise ValueError(f"a budget is a number of tokens >= 0 or a share in [0, 1], got {budget}")
 
 
 def resolve_budget(budget: Budget, visual: int) -> int:
-    """Tokens meant by `budget` for a prompt with `visual` visual tokens, at most all of them. Shares round half up."""
-    amount = fraction(budget) if isinstance(budget, str) else budget
-    return min(visual, amount if isinstance(amount, int) else int(amount * visual + Fraction(1, 2)))
+    """Tokens meant by `budget` for a prompt with `visual` visual tokens, at most all of them.
+
+    Shares round half up, as written: 0.29 is 29/100, not its binary neighbour.
+    """
+    if isinstance(budget, int):
+        return min(visual, budget)
+    share = fraction(budget) if isinstance(budget, str) else Fraction(str(budget))
+    return int(share * visual + Fraction(1, 2))
 
 
 def kept_for_average(average: Budget, layer: int, depth: int, visual: int) -> int:

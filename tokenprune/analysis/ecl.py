@@ -59,11 +59,14 @@ def known(model: Any, adapter: Adapter) -> int | None:
     depth = len(adapter.blocks(adapter.decoder(adapter.base(model))))
     if (layer := shipped(str(getattr(model.config, "_name_or_path", "")), depth)) is not None:
         return layer
+    path = _memory(model, adapter)
+    if path is None:
+        return None
     try:
-        layer = json.loads(_memory(model, adapter).read_text())["layer"]
+        layer = json.loads(path.read_text())["layer"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return layer if isinstance(layer, int) and 0 < layer < depth else None
+    return layer if type(layer) is int and 0 < layer < depth else None
 
 
 def shipped(name: str, depth: int) -> int | None:
@@ -77,8 +80,10 @@ def shipped(name: str, depth: int) -> int | None:
 
 
 def remember(model: nn.Module, adapter: Adapter, entropies: Sequence[float]) -> Path | None:
-    """Write the layer for exactly these weights into the user's cache, atomically; None if it cannot be written."""
+    """Write the layer for exactly these weights into the user's cache, atomically; None if that cannot be done."""
     path = _memory(model, adapter)
+    if path is None:
+        return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
@@ -89,21 +94,27 @@ def remember(model: nn.Module, adapter: Adapter, entropies: Sequence[float]) -> 
     return path
 
 
-def _memory(model: Any, adapter: Adapter) -> Path:
-    root = os.environ.get("TOKENPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "tokenprune"
-    return Path(root).expanduser() / "ecl" / f"{_fingerprint(model, adapter)}.json"
+def _memory(model: Any, adapter: Adapter) -> Path | None:
+    """Where the layer of exactly these weights is remembered; None if they cannot be told from others."""
+    fingerprint = _fingerprint(model, adapter)
+    if fingerprint is None:
+        return None
+    root = os.environ.get("TOKENPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tokenprune"
+    return Path(root).expanduser() / "ecl" / f"{fingerprint}.json"
 
 
-def _fingerprint(model: Any, adapter: Adapter) -> str:
-    """Of the sizes and of some weights: the same model in another folder, dtype or attention is the same model."""
-    decoder = adapter.decoder(adapter.base(model))
-    blocks = adapter.blocks(decoder)
+def _fingerprint(model: Any, adapter: Adapter) -> str | None:
+    """Of the sizes and of some weights: the same model in another folder, dtype or attention is the same model.
+
+    None if the weights cannot be read, because they are offloaded.
+    """
+    blocks = adapter.blocks(adapter.decoder(adapter.base(model)))
     digest = hashlib.sha256(f"{model.config.model_type} {len(blocks)}".encode())
     for block in (blocks[0], blocks[-1]):
-        weight = adapter.projections(block)["queries"].weight
-        if weight.is_meta:  # offloaded: its values are elsewhere
-            continue
-        sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.float32)  # type: ignore[operator]
-        digest.update(str(tuple(weight.shape)).encode())  # type: ignore[arg-type]
+        weight: Any = adapter.projections(block)["queries"].weight
+        if weight.is_meta:
+            return None
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.float32)
+        digest.update(str(tuple(weight.shape)).encode())
         digest.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -112,7 +112,9 @@ def calibrate(
         table.add_row(f"{block} <- ECL" if block == layer else str(block), f"{entropy:.4f}", drop)
     Console().print(table)
     path = layers.remember(loaded.model, adapter, means)
-    where = f"remembered in {path}" if path else "not remembered: the cache directory is not writable"
+    where = (
+        f"remembered in {path}" if path else "not remembered: the cache is not writable, or the weights are offloaded"
+    )
     print(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
     if output is not None:
         entry = {"depth": len(means), "layer": layer, "models": [Path(model).name]}

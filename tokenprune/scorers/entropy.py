@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,8 +31,10 @@ class Entropy(Scorer):
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if self.alpha <= 0:
+        if not self.alpha > 0:  # NaN is not
             raise ValueError(f"alpha must be > 0, got {self.alpha}")
+        if math.isinf(self.alpha):
+            raise ValueError("alpha must be finite, got infinity")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be >= 1 or null, got {self.top_k}")
 
