@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +24,12 @@ from transformers import (
 )
 
 FAMILIES = ("llava", "llava_next", "video_llava", "qwen2_5_vl")
+# transformers renamed it on the way from 5.19 to 5.23
+VIDEO_LLAVA_PICTURES = next(
+    name
+    for name in ("pixel_values", "pixel_values_images")
+    if name in inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
+)
 DEPTH, VOCAB, IMAGE, VIDEO, PAD = 6, 128, 5, 6, 0
 
 # A prompt is a seed and its segments: a number of text tokens, "image" or "video".
@@ -162,7 +169,8 @@ class _Media:
             return found
         if self.family == "llava_next":
             return _next_inputs(self.images) if self.images else {}
-        found = {"pixel_values": torch.stack(self.images)} if self.images else {}
+        pictures = VIDEO_LLAVA_PICTURES if self.family == "video_llava" else "pixel_values"
+        found = {pictures: torch.stack(self.images)} if self.images else {}
         return {**found, **({"pixel_values_videos": torch.stack(self.videos)} if self.videos else {})}
 
 
