@@ -60,7 +60,7 @@ class Pruning:
         state = self.state
         if state is None or not state.views:
             raise TokenpruneError("nothing was pruned yet: run the model inside the block first")
-        boxes = self._pruner.adapter.boxes(self._pruner.config, {}, state.counts[prompt])
+        boxes = self._pruner.adapter.boxes(self._pruner.config, state.counts[prompt])
         if boxes is None:
             family = self._pruner.config.model_type
             raise TokenpruneError(f"where the visual tokens of {family} lie in a picture is not known yet")

@@ -261,10 +261,10 @@ class Pruner:
             )
         if getattr(given.get("past_key_values"), "is_compileable", False):
             raise PromptError("pruning does not support static caches yet: leave cache_implementation at its default")
-        visual = self.adapter.visual(self.config, ids)
-        valid = torch.ones_like(visual) if mask is None else mask.bool().to(visual.device)
-        last = torch.where(visual, torch.arange(ids.shape[1], device=ids.device), -1).amax(1, keepdim=True)
-        after = valid & (torch.arange(ids.shape[1], device=ids.device) > last)
+        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().to(ids.device)
+        visual = self.adapter.visual(self.config, ids) & valid
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        after = valid & (columns > torch.where(visual, columns, -1).amax(1, keepdim=True))
         lengths, counts, question = torch.stack([valid.sum(1), visual.sum(1), after.sum(1)]).tolist()  # the one sync
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)

@@ -91,7 +91,7 @@ class Adapter(ABC):
         """Why this decoder cannot be pruned (a sliding window, say), or None."""
 
     @abstractmethod
-    def boxes(self, config: Any, inputs: Mapping[str, Any], n: int) -> Float[Tensor, "n 5"] | None:
+    def boxes(self, config: Any, n: int) -> Float[Tensor, "n 5"] | None:
         """Per visual token of one prompt: picture (or frame) number, then left, top, right, bottom in [0, 1] of what
         the model saw of it; NaN where a token has no place in a picture. None if this family cannot tell yet.
         """

@@ -60,7 +60,7 @@ class LlamaStyleAdapter(Adapter):
             return "its decoder uses a sliding attention window, which would slide over dropped tokens"
         return None
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], n: int) -> Float[Tensor, "n 5"] | None:
+    def boxes(self, config: Any, n: int) -> Float[Tensor, "n 5"] | None:
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ class LlavaAdapter(LlamaStyleAdapter):
 
     model_types = ("llava",)
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], n: int) -> Float[Tensor, "n 5"] | None:
+    def boxes(self, config: Any, n: int) -> Float[Tensor, "n 5"] | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
         pictures, rest = divmod(n, side * side)
         return None if rest else grid_boxes(pictures, side, side).to(torch.float)
