@@ -272,7 +272,7 @@ class Pruner:
         return PromptState(ids, visual, View.full(valid, lengths), tuple(counts), tuple(question), stages)
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
-        """One extra unpruned prefill of the first prompt decides the layer; it is remembered and said once."""
+        """One extra unpruned prefill; its first prompt with a picture decides. Remembered, and said once."""
         self._live.paused = True
         try:
             alone = {**kwargs, "use_cache": False, "past_key_values": None}

@@ -102,12 +102,16 @@ def geometry(name: str) -> Geometry:
     if name in SHAPES:
         return SHAPES[name]
     path = Path(name)
-    if not path.exists():
+    try:
+        known = path.exists()
+    except OSError:  # no path at all: too long, say
+        known = False
+    if not known:
         raise UnknownNameError("shape", name, [*SHAPES, "path/to/config.json"])
     from transformers import AutoConfig
 
     try:
         content = json.loads((path / "config.json" if path.is_dir() else path).read_text())
         return Geometry.of(AutoConfig.for_model(**content))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a config class can raise
         raise TokenpruneError(f"{path} is not the config.json of a model that transformers knows: {error}") from error

@@ -74,7 +74,9 @@ def token_entropy(
         gram = (rows @ rows.mT if heads <= width else rows.mT @ rows) / heads
         mass = gram.square().sum((-2, -1))
         return -torch.where(mass > 0, mass, 1).log()
-    return spectral_entropy(spectrum(rows), alpha, top_k).float()
+    broken = ~rows.isfinite().all(-1).all(-1)  # eigvalsh would refuse the whole prompt
+    entropy = spectral_entropy(spectrum(rows.nan_to_num()), alpha, top_k).float()
+    return entropy.masked_fill(broken, float("nan"))
 
 
 def layer_entropy(states: Float[Tensor, "n w"]) -> Float[Tensor, ""]:
@@ -99,7 +101,8 @@ def attention_rows(
 def farthest_first(features: Float[Tensor, "n d"], keep: int) -> Int[Tensor, "k"]:
     """Greedy max-min selection on cosine distance, in the order picked (DivPrune, arXiv 2503.02175).
 
-    The first pick is the token whose nearest other token is farthest; ties go to the lower column. O(n (d + k)).
+    The first pick is the token whose nearest other token is farthest; ties go to the lower column. One n x n matrix,
+    then a running minimum: O(n^2 d + n k) time, O(n^2) memory.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     distance = 1 - unit @ unit.T
@@ -128,7 +131,7 @@ def hashed_uniform(columns: Int[Tensor, "n"], ids: Int[Tensor, "p"], seed: int) 
     so a prompt draws the same numbers alone, in any batch and on any device.
     """
     place = torch.arange(1, len(ids) + 1, device=ids.device)
-    key = _mix(ids.long() * 0x9E3779B1 + _mix(place)).sum() + seed
+    key = _mix(ids.long() * 0x9E3779B1 + _mix(place)).sum() + ((seed + 2**63) % 2**64 - 2**63)  # any int, as 64 bits
     bits = _mix(_mix(key) + columns.long() * 0x61C8864680B583EB)
     return ((bits >> 11) & ((1 << 24) - 1)).float() / (1 << 24)
 

@@ -100,7 +100,9 @@ def load(recipe: RecipeLike, *overrides: str) -> Recipe:
         name, content, lines = str(recipe.get("name", "recipe")), dict(recipe), list(overrides)
     else:
         name = str(recipe)
-        base, preset = (name, "") if _is_file(name) or "@" not in name else name.rsplit("@", 1)
+        base, _, preset = name.rpartition("@")
+        if not base or _is_file(name) or "/" in preset or preset.endswith((".yaml", ".yml")):
+            base, preset = name, ""  # an @ in a path
         content = _read(name, _locate(base))
         lines = [*overrides]
         if preset:
@@ -171,7 +173,10 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
         return content
     if any(isinstance(part, (Scorer, Scheduler, Pass)) for item in content["prune"] for part in _parts(item)):
         raise RecipeError(name, ["overrides reach into settings: spell scorer and schedule out, or change the objects"])
-    config = OmegaConf.create(content)
+    try:
+        config = OmegaConf.create(content)
+    except OmegaConfBaseException as error:
+        raise RecipeError(name, [str(error).strip().splitlines()[0]]) from error
     problems = []
     for line in lines:
         key, equals, value = line.partition("=")
@@ -183,7 +188,7 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
             parent, _, last = key.rpartition(".")
             if parent.endswith(".schedule") and last in BUDGETS and setting is not None:
                 schedule = OmegaConf.select(config, parent)
-                for other in BUDGETS:
+                for other in BUDGETS if OmegaConf.is_dict(schedule) else ():
                     schedule.pop(other, None)
             OmegaConf.update(config, key, setting, merge=False, force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:

@@ -87,9 +87,11 @@ def registry() -> Registry:
         distribution = point.dist.name if point.dist else point.value
         try:
             plugin = point.load()
-            manager.register(plugin, name=f"{distribution}:{point.name}")
             origin[id(plugin)] = distribution
+            manager.register(plugin, name=f"{distribution}:{point.name}")
+            manager.check_pending()  # a hook whose name is misspelt
         except (Exception, SystemExit) as error:  # whatever a stranger's import can raise
+            manager.unregister(name=f"{distribution}:{point.name}")
             broken.append(_report(distribution, error))
     entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
     for kind in KINDS:
@@ -101,7 +103,7 @@ def registry() -> Registry:
                 broken.append(_report(distribution, error))
                 continue
             for name, thing in things.items():
-                if reason := _unfit(kind, thing):
+                if reason := _unfit(kind, name, thing):
                     broken.append(_report(distribution, TypeError(f"{kind} {name!r} {reason}")))
                     continue
                 if (other := entries[kind].get(name)) is not None:
@@ -114,8 +116,10 @@ def registry() -> Registry:
     return Registry({kind: dict(sorted(found.items())) for kind, found in entries.items()}, tuple(broken))
 
 
-def _unfit(kind: str, thing: Any) -> str | None:
+def _unfit(kind: str, name: Any, thing: Any) -> str | None:
     """Why something registered cannot be one of its kind, or None."""
+    if not isinstance(name, str):
+        return "needs a string for a name"
     if kind == "merger":
         return None if callable(thing) else f"must be a function, got {thing!r}"
     base = {"scorer": Scorer, "scheduler": Scheduler, "adapter": Adapter}[kind]
@@ -124,7 +128,8 @@ def _unfit(kind: str, thing: Any) -> str | None:
     if missing := sorted(getattr(thing, "__abstractmethods__", ())):
         return f"does not implement {', '.join(missing)}"
     if kind == "adapter":
-        return None if getattr(thing, "model_types", ()) else "names no model_types"
+        types = getattr(thing, "model_types", None)
+        return None if isinstance(types, tuple) and types else f"names no model_types: expected a tuple, got {types!r}"
     return None if dataclasses.is_dataclass(thing) else "must be a dataclass: its fields are its settings"
 
 

@@ -239,8 +239,8 @@ class Seen:
         The softmax runs over every column the row may see; the full map is never built.
 
         Args:
-            queries: the last column, all text after the last visual token, or columns among the p (negative: from
-                the end).
+            queries: the last column, all text after the last visual token (the last column if there is none), or
+                columns among the p (negative: from the end).
             block: with the states of the block that just ran, or with the norm and projections of the next one.
         """
         rows = self._rows(queries)

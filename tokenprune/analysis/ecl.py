@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -23,7 +22,10 @@ from ..recipe import configs
 
 
 def collapse(entropies: Sequence[float]) -> int:
-    """The number of blocks after which the entropy drops most (1 to depth - 1); ties go to the earlier block."""
+    """The number of blocks after which the entropy drops most (1 to depth - 1); ties go to the earlier block.
+
+    Needs two blocks at least.
+    """
     drops = [before - after for before, after in pairwise(entropies)]
     return max(range(len(drops)), key=drops.__getitem__) + 1
 
@@ -86,9 +88,9 @@ def remember(model: nn.Module, adapter: Adapter, entropies: Sequence[float]) -> 
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump({"layer": collapse(entropies), "entropies": list(entropies)}, file)
-        os.replace(file.name, path)
+        new = path.with_suffix(f".{os.getpid()}.tmp")
+        new.write_text(json.dumps({"layer": collapse(entropies), "entropies": list(entropies)}))
+        os.replace(new, path)
     except OSError:
         return None
     return path
@@ -110,11 +112,12 @@ def _fingerprint(model: Any, adapter: Adapter) -> str | None:
     """
     blocks = adapter.blocks(adapter.decoder(adapter.base(model)))
     digest = hashlib.sha256(f"{model.config.model_type} {len(blocks)}".encode())
-    for block in (blocks[0], blocks[-1]):
-        weight: Any = adapter.projections(block)["queries"].weight
-        if weight.is_meta:
-            return None
-        sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.float32)
-        digest.update(str(tuple(weight.shape)).encode())
-        digest.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
+    for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
+        for projection in adapter.projections(block).values():
+            weight: Any = projection.weight
+            if weight.is_meta:
+                return None
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.float32)
+            digest.update(str(tuple(weight.shape)).encode())
+            digest.update(sample.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]

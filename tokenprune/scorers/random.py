@@ -14,7 +14,10 @@ from ..values import Seen
 
 @dataclass(frozen=True)
 class Random(Scorer):
-    """Keep random tokens. The draw depends on the prompt's token ids and the seed, not on the batch or the device."""
+    """Keep random tokens. The draw depends on the prompt's token ids and the seed, not on the batch or the device.
+
+    Two stages with one seed draw nested sets; give them two seeds for independent ones.
+    """
 
     seed: int = 0
 
