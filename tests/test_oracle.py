@@ -110,12 +110,12 @@ def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> No
     """A wrong mask, wrong positions or wrong columns in the engine is found by the ragged batch."""
     from tokenprune import ops
     from tokenprune.engine import Pruner
-    from tokenprune.values import View
+    from tokenprune.prompt import PromptState
 
     if mutant == "mask":
-        monkeypatch.setattr(View, "mask", lambda self, mask, new: None)
+        monkeypatch.setattr(PromptState, "mask", lambda self, block, mask, total, device: None)
     elif mutant == "positions":
-        monkeypatch.setattr(Pruner, "_rotary", lambda self, turn, layer, hidden, kwargs: _first(hidden, kwargs))
+        monkeypatch.setattr(Pruner, "_rotary", lambda self, turn, block, hidden, kwargs: _first(hidden, kwargs))
     else:
         gather = ops.gather_columns
         monkeypatch.setattr(ops, "gather_columns", lambda states, index: gather(states, index.roll(1, dims=1)))

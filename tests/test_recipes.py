@@ -29,8 +29,8 @@ def test_every_recipe_on_every_family(family: str, recipe: str, batch: str) -> N
 @pytest.mark.parametrize("recipe", shipped())
 def test_presets_are_the_numbers_they_promise(recipe: str) -> None:
     """On LLaVA-1.5's 576 tokens and 32 layers: the average (or the count, where the recipe prunes once at layer 0)."""
-    from tokenprune.engine import plan_stages
     from tokenprune.flops import SHAPES
+    from tokenprune.prompt import plan_stages
 
     geometry = SHAPES["llava-1.5-7b"]
     for preset in presets(recipe):

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from . import overlay as pictures
-from .engine import PromptState, Pruner
+from .engine import Pruner
 from .errors import TokenpruneError
 from .flops import Geometry
+from .prompt import PromptState
 from .recipe import RecipeLike, load
 from .registry import registry
 from .report import Report, report

@@ -7,12 +7,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .errors import PromptError
+
 
 class Owned(Protocol):
     """What the cache does to its prompt."""
 
     @property
     def hidden(self) -> int: ...
+    @property
+    def end(self) -> int: ...
     def select(self, rows: Tensor) -> Any: ...
     def repeat(self, repeats: int) -> Any: ...
 
@@ -46,6 +50,15 @@ class PromptOwner:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.prompt is not None:
             self.prompt = self.prompt.repeat(repeats)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        room = self.get_seq_length() - self.prompt.end if self.prompt is not None else abs(tokens_to_remove)
+        if abs(tokens_to_remove) > room:
+            raise PromptError(
+                f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
+                "prompt: blocks hold different columns of it. Copy the cache before the prompt instead."
+            )
+        super().crop(tokens_to_remove)  # type: ignore[misc]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

@@ -11,15 +11,15 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
@@ -30,117 +30,29 @@ from .errors import (
     AlreadyPrunedError,
     BudgetError,
     PromptError,
-    RecipeError,
     ScorerError,
     UnsupportedModelError,
 )
 from .interfaces import Adapter, RotaryTables
-from .recipe import Pass, Recipe
+from .prompt import PromptState, plan_stages
+from .recipe import Recipe
 from .values import Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What happens at one layer: which pass, and how many visual tokens each prompt has before and after."""
-
-    work: Pass
-    before: tuple[int, ...]
-    kept: tuple[int, ...]
-
-
-def plan_stages(recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None) -> dict[int, Stage]:
-    """Every prompt's plan (`counts` visual tokens each) put together, by layer; layers that drop nothing are left out.
-
-    Raises LayerError, BudgetError, and RecipeError if the passes do not go down the decoder in order.
-    """
-    stages: dict[int, Stage] = {}
-    left = tuple(counts)
-    for work in recipe.passes:
-        plans = [work.schedule.plan(Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
-        for layer in sorted({layer for plan in plans for layer in plan}):
-            if stages and layer <= max(stages):
-                raise RecipeError(
-                    recipe.name,
-                    [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
-                )
-            kept = tuple(min(now, plan.get(layer, now)) for now, plan in zip(left, plans, strict=True))
-            if kept != left:
-                stages[layer] = Stage(work, left, kept)
-                left = kept
-    return stages
-
-
-@dataclass(frozen=True, eq=False)
-class PromptState:
-    """One prompt batch from its prefill to its last decode step; owned by its cache.
-
-    Attributes:
-        ids: token ids.
-        visual: columns that hold visual tokens.
-        everything: the view before any pruning.
-        counts: visual tokens per prompt.
-        question: text tokens after the last visual token, per prompt.
-        stages: plan of this batch, by layer.
-        views: what is left, by layer; filled while the prefill runs.
-    """
-
-    ids: Int[Tensor, "b s"]
-    visual: Bool[Tensor, "b s"]
-    everything: View
-    counts: tuple[int, ...]
-    question: tuple[int, ...]
-    stages: dict[int, Stage]
-    views: dict[int, View] = field(default_factory=dict)
-
-    def layer(self, block: int) -> int | None:
-        """The stage whose view block number `block` sees, or None if it sees everything."""
-        return max((layer for layer in self.views if layer <= block), default=None)
-
-    @property
-    def hidden(self) -> int:
-        """Columns that the first cache layer does not hold although the caller counts them."""
-        first = self.views.get(0)
-        return first.span - first.width if first else 0
-
-    def select(self, rows: Int[Tensor, "j"]) -> PromptState:
-        """The state of other batch rows (beams, repeats)."""
-        at = rows.tolist()
-        pick = partial(_pick, at)
-        return PromptState(
-            ids=self.ids[rows.to(self.ids.device)],
-            visual=self.visual[rows.to(self.visual.device)],
-            everything=self.everything.select(rows),
-            counts=pick(self.counts),
-            question=pick(self.question),
-            stages={
-                layer: replace(stage, before=pick(stage.before), kept=pick(stage.kept))
-                for layer, stage in self.stages.items()
-            },
-            views={layer: view.select(rows) for layer, view in self.views.items()},
-        )
-
-    def repeat(self, repeats: int) -> PromptState:
-        """Each prompt `repeats` times in a row."""
-        return self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))
-
-
-def _pick(rows: Sequence[int], values: Sequence[int]) -> tuple[int, ...]:
-    return tuple(values[row] for row in rows)
 
 
 @dataclass(eq=False)
 class _Turn:
     """One forward pass: what its hooks hand to each other."""
 
-    prompt: PromptState
+    prompt: Any  # a PromptState before any block runs
     attention_mask: Tensor | None
-    prefill: bool
-    cache: Any = None
+    total: int  # columns of the conversation, with those of this pass
+    cache: Any
+    prefill: bool = False  # this pass prunes
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
-    masks: dict[int, Any] = field(default_factory=dict)  # by the layer of the view
-    rotary: dict[int, RotaryTables] = field(default_factory=dict)
+    masks: dict[tuple[int | None, ...], Any] = field(default_factory=dict)  # by `PromptState.layers`
+    rotary: dict[tuple[int | None, ...], RotaryTables] = field(default_factory=dict)
     numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
 
 
@@ -221,28 +133,25 @@ class Pruner:
     # -- one forward pass, in order ------------------------------------------------------------------------------
 
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the base model: a prefill makes a PromptState, a later step finds it in its cache."""
+        """Before the base model: columns with visual tokens make a PromptState, a later step finds it in its cache."""
         if getattr(self._live, "paused", False):
             return
         self._live.turn = None
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
-        prompt = caches.owned(cache)
-        if cache is not None and cache.get_seq_length():
-            self._say_unpruned(given.get("input_ids"))
-        if prompt is not None:
-            self._hook(prompt.views)
-            self._live.turn = _Turn(prompt, self._mask_2d(mask), prefill=False, cache=cache)
-        elif cache is None or not cache.get_seq_length():
-            self.state = prompt = self._plan(module, args, kwargs, given)
+        ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
+        past = cache.get_seq_length() if cache is not None else 0
+        new = ids if ids is not None else given.get("inputs_embeds")
+        if new is None:
+            return  # the model says what is missing
+        turn = _Turn(caches.owned(cache), self._mask_2d(mask), total=int(past) + new.shape[1], cache=cache)
+        if not past or (ids is not None and ids.shape[1] > 1 and self.adapter.visual(self.config, ids).any()):
+            self.state = prompt = self._plan(module, args, kwargs, given, turn)
             if prompt.stages:
-                self._hook(prompt.stages)
-                self._live.turn = _Turn(prompt, self._mask_2d(mask), prefill=True)
-
-    def _say_unpruned(self, ids: Tensor | None) -> None:
-        if ids is not None and ids.shape[1] > 1 and self.adapter.visual(self.config, ids).any():
-            log.warning("visual tokens in a later turn of a conversation are answered unpruned")
+                turn.prompt, turn.prefill = prompt, True
+        if turn.prompt is not None:
+            self._hook(layer for prompt in turn.prompt.turns() for layer in prompt.stages)
+            self._live.turn = turn
 
     def _mask_2d(self, mask: Any) -> Tensor | None:
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
@@ -252,16 +161,19 @@ class Pruner:
             )
         return mask
 
-    def _plan(self, module: nn.Module, args: Any, kwargs: Any, given: dict[str, Any]) -> PromptState:
+    def _plan(self, module: nn.Module, args: Any, kwargs: Any, given: dict[str, Any], turn: _Turn) -> PromptState:
         """The state of a new prompt batch; without stages if nothing will be dropped."""
-        ids, mask = given.get("input_ids"), self._mask_2d(given.get("attention_mask"))
+        ids = given.get("input_ids")
         if ids is None:
             raise PromptError(
                 "pruning needs input_ids to see which columns are visual, got only inputs_embeds: pass input_ids"
             )
-        if getattr(given.get("past_key_values"), "is_compileable", False):
+        if getattr(turn.cache, "is_compileable", False):
             raise PromptError("pruning does not support static caches yet: leave cache_implementation at its default")
-        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool().to(ids.device)
+        start = turn.total - ids.shape[1]
+        valid = torch.ones_like(ids, dtype=torch.bool)
+        if turn.attention_mask is not None:
+            valid = turn.attention_mask[:, start : turn.total].to(ids.device, torch.bool)
         visual = self.adapter.visual(self.config, ids) & valid
         columns = torch.arange(ids.shape[1], device=ids.device)
         after = valid & (columns > torch.where(visual, columns, -1).amax(1, keepdim=True))
@@ -269,7 +181,8 @@ class Pruner:
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
         stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
-        return PromptState(ids, visual, View.full(valid, lengths), tuple(counts), tuple(question), stages)
+        everything = View.full(valid, lengths)
+        return PromptState(ids, visual, everything, tuple(counts), tuple(question), stages, start, turn.prompt)
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
         """One extra unpruned prefill; its first prompt with a picture decides. Remembered, and said once."""
@@ -300,71 +213,60 @@ class Pruner:
         turn = self._turn
         if turn is None:
             return None
-        hidden = args[0]
+        hidden, prompt = args[0], turn.prompt
         turn.cache = kwargs.get("past_key_values")
-        if turn.prefill and block in turn.prompt.stages:
+        if turn.prefill and block in prompt.stages:
             hidden = self._prune(turn, block, hidden, kwargs["position_embeddings"])
-        layer = turn.prompt.layer(block)
-        if layer is None:
+        layers = prompt.layers(block)
+        if not any(layer is not None for layer in layers):
             return None
-        if layer not in turn.masks:
-            turn.masks[layer] = self._mask(turn, turn.prompt.views[layer], block, hidden)
-            turn.rotary[layer] = self._rotary(turn, layer, hidden, kwargs)
+        if layers not in turn.masks:
+            turn.masks[layers] = self._mask(turn, block, hidden)
+            turn.rotary[layers] = self._rotary(turn, block, hidden, kwargs)
         # position_ids stay away from the blocks: flash attention would read their gaps as packed sequences.
         changed = {
-            "attention_mask": turn.masks[layer],
-            "position_embeddings": turn.rotary[layer],
+            "attention_mask": turn.masks[layers],
+            "position_embeddings": turn.rotary[layers],
             "position_ids": None,
         }
         return (hidden, *args[1:]), {**kwargs, **changed}
 
-    def _mask(self, turn: _Turn, view: View, block: int, hidden: Tensor) -> Any:
-        """The causal mask of this forward pass for a view, in whatever form the attention backend wants."""
-        lengths = caches.PhysicalLength(turn.cache, block)
-        new = 0 if turn.prefill else lengths.length - view.width + hidden.shape[1]
-        mask = view.to(hidden.device).mask(turn.attention_mask, new)
+    def _mask(self, turn: _Turn, block: int, hidden: Tensor) -> Any:
+        """The causal mask of this forward pass for a block, in whatever form the attention backend wants."""
         return create_causal_mask(
             config=self.decoder.config,
             inputs_embeds=hidden,
-            attention_mask=mask,
-            past_key_values=None if turn.cache is None else lengths,
+            attention_mask=turn.prompt.mask(block, turn.attention_mask, turn.total, hidden.device),
+            past_key_values=None if turn.cache is None else caches.PhysicalLength(turn.cache, block),
             layer_idx=block,
         )
 
-    def _rotary(self, turn: _Turn, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> RotaryTables:
-        """Rotary tables of the columns a view sees: those of their old places, or of new ones if compact."""
+    def _rotary(self, turn: _Turn, block: int, hidden: Tensor, kwargs: dict[str, Any]) -> RotaryTables:
+        """Rotary tables of the columns a block sees: those of their old places, or of new ones if compact."""
         tables: RotaryTables = kwargs["position_embeddings"]
         prompt = turn.prompt
-        compact = any(stage.work.positions == "compact" for at, stage in prompt.stages.items() if at <= layer)
-        if compact and kwargs["position_ids"] is not None:
-            positions = self._compact_positions(turn, layer, kwargs["position_ids"].to(hidden.device))
-            renumbered = self.adapter.rotary(self.decoder, hidden, positions)
+        everything, view = prompt.everything.to(hidden.device), prompt.seen(block).to(hidden.device)
+        if kwargs["position_ids"] is not None and any(earlier.compact(block) for earlier in prompt.turns()):
+            positions = kwargs["position_ids"].to(hidden.device) - prompt.dropped(block, hidden.device)
+            if turn.prefill:  # not every dropped token of this prompt lies before each kept one
+                ahead = everything.valid.sum(1, keepdim=True) - everything.valid.cumsum(1).gather(1, view.index)
+                ahead = ahead - view.valid.sum(1, keepdim=True) + view.valid.cumsum(1)
+                positions = positions.gather(1, view.index) + (ahead if prompt.compact(block) else 0)
+            renumbered = self.adapter.rotary(self.decoder, hidden, positions.clamp_min(0))
             if renumbered is not None:
                 return renumbered
-        if not turn.prefill:
+        if not turn.prefill or prompt.layer(block) is None:
             return tables
-        index = prompt.views[layer].to(hidden.device).index
-        return ops.gather_columns(tables[0], index), ops.gather_columns(tables[1], index)
-
-    def _compact_positions(self, turn: _Turn, layer: int, positions: Int[Tensor, "_ q"]) -> Int[Tensor, "b j"]:
-        """Positions without the gaps that dropped tokens left, for the columns of this forward pass."""
-        everything = turn.prompt.everything.to(positions.device)
-        view = turn.prompt.views[layer].to(positions.device)
-        if not turn.prefill:
-            return positions - everything.valid.sum(1, keepdim=True) + view.valid.sum(1, keepdim=True)
-        gone_before = everything.valid.cumsum(1).gather(1, view.index) - view.valid.cumsum(1)
-        return (positions.expand_as(everything.index).gather(1, view.index) - gone_before).clamp_min(0)
+        return ops.gather_columns(tables[0], view.index), ops.gather_columns(tables[1], view.index)
 
     def _prune(
         self, turn: _Turn, layer: int, hidden: Float[Tensor, "b k d"], tables: RotaryTables
     ) -> Float[Tensor, "b j d"]:
         """Score, select and gather at one stage; adds its view to the prompt."""
         prompt, stage = turn.prompt, turn.prompt.stages[layer]
-        above = prompt.layer(layer)
-        view = (prompt.everything if above is None else prompt.views[above]).to(hidden.device)
+        view = prompt.seen(layer).to(hidden.device)
         visual = prompt.visual.to(hidden.device).gather(1, view.index) & view.valid
-        if above is not None:  # the model still hands out the tables of the whole prompt
-            tables = turn.rotary[above]
+        tables = turn.rotary.get(prompt.layers(layer - 1), tables)  # the model hands out those of the whole prompt
         places = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
         keep = view.valid & ~visual
         for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)):
@@ -442,6 +344,14 @@ class Pruner:
             picked = (cos, sin) if rows is None else (cos[rows], sin[rows])
             return self.adapter.rotate(heads_rows, *picked)
 
+        def past(which: str) -> tuple[Tensor, Tensor]:
+            block = layer if which == "next" else layer - 1
+            held = prompt.mask(block, turn.attention_mask, turn.total, hidden.device)
+            keys = turn.cache.layers[block].keys[row]
+            keys = keys if which == "next" else keys[:, : -view.width]  # that block added its own already
+            every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
+            return keys, every if held is None else held[row, : keys.shape[1]]
+
         full = prompt.everything.lengths[row]
         ids = prompt.ids[row]
         if full != len(ids):
@@ -458,6 +368,7 @@ class Pruner:
             states=states,
             previous=looked if before is not None else None,
             following=following,
+            past=past if prompt.start else None,
             rotate=rotate,
             scaling=self.adapter.scaling(here),
         )

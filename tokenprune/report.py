@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from .engine import PromptState
 from .flops import Geometry
+from .prompt import PromptState
 
 
 @dataclass(frozen=True)

@@ -127,19 +127,6 @@ class View:
         local, valid = ops.compact_right(keep, max(lengths))
         return View(self.index.gather(1, local), valid, tuple(lengths), self.span), local
 
-    def mask(self, attention_mask: Tensor | None, new: int) -> Bool[Tensor, "b {self.width}+new"] | None:
-        """The 2-D mask over this view's columns followed by every later column; None when nothing is hidden.
-
-        `attention_mask` (b, columns so far) is the caller's; `new` counts the columns after the prompt.
-        """
-        if attention_mask is None:
-            if not self.padded:
-                return None
-            return torch.nn.functional.pad(self.valid, (0, new), value=True)
-        given = attention_mask.bool()
-        prompt = given[:, : self.span].gather(1, self.index) & self.valid
-        return torch.cat([prompt, given[:, self.span : self.span + new]], dim=1)
-
     def select(self, rows: Int[Tensor, "j"]) -> View:
         """The same view for other batch rows (beam reorder, repeat, selection)."""
         rows = rows.to(self.index.device)
@@ -170,6 +157,8 @@ class Seen:
         states: p columns entering block `layer`.
         previous: projections of block `layer - 1`, as the model computed them (None at layer 0).
         following: projections of block `layer`, computed on demand for the rows asked.
+        past: valid keys (`h c dh`, with RoPE, and which of the c count) of earlier turns in the `previous` or `next`
+            block; None in a first turn.
         rotate: applies RoPE to heads x rows x dh states of the given rows (None = every column).
         scaling: of the attention logits.
     """
@@ -183,6 +172,7 @@ class Seen:
     states: Float[Tensor, "p d"]
     previous: Project | None = None
     following: Project | None = None
+    past: Callable[[str], tuple[Tensor, Tensor]] | None = None
     rotate: Callable[[Tensor, Tensor | None], Tensor] = lambda states, rows: states
     scaling: float = 1.0
 
@@ -246,7 +236,8 @@ class Seen:
         rows = self._rows(queries)
         project = self._block(block)
         asked, every = project("queries", rows), project("keys", None)
-        weights = ops.attention_rows(self.rotate(asked, rows), self.rotate(every, None), rows, self.scaling)
+        past = self.past(block) if self.past else None
+        weights = ops.attention_rows(self.rotate(asked, rows), self.rotate(every, None), rows, self.scaling, past)
         return weights[..., self.visual]
 
     def _rows(self, queries: Literal["last", "text"] | Sequence[int]) -> Int[Tensor, "r"]:

@@ -15,9 +15,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from ..analysis import ecl as layers
-from ..engine import plan_stages
 from ..errors import LayerError, TokenpruneError
 from ..flops import SHAPES, geometry
+from ..prompt import plan_stages
 from ..recipe import load, presets, shipped, source
 from ..registry import KINDS, Entry, registry
 

@@ -1,0 +1,195 @@
+"""Later turns with pictures of their own, on a cache that was pruned before: pruning still equals masking."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import Prompt, inputs, model
+from test_oracle import RECIPES, close
+from transformers import DynamicCache
+
+import tokenprune
+from tokenprune import Scorer
+from tokenprune.errors import PromptError
+from tokenprune.prompt import PromptState
+
+FIRST: list[Prompt] = [(3, (2, "image", 3, "image", 5)), (2, (7,)), (1, (4, "image", 9))]
+SECOND: list[Prompt] = [(13, (3, "image", 4)), (12, (2, "image", 5)), (11, (8,))]  # the last without a picture
+THIRD: list[Prompt] = [(23, (3, "image", 2)), (22, (2, "image", 6)), (21, (2, "image", 1))]
+FAMILIES = ("llava", "llava_next", "video_llava")
+
+
+class Talk:
+    """A conversation of a batch: turns and answers of one cache, with masks and positions as a processor gives them."""
+
+    def __init__(self, family: str, compute: Any = None) -> None:
+        self.family, self.lm = family, model(family)
+        self.cache = DynamicCache(config=self.lm.config.get_text_config())
+        self.mask = torch.zeros(3, 0, dtype=torch.long)
+
+    def turn(self, prompts: list[Prompt]) -> torch.Tensor:
+        """The prompts' logits at their last column, b x vocab."""
+        given = inputs(self.family, prompts)
+        return self._pass(given.pop("input_ids"), given.pop("attention_mask"), **given)
+
+    def say(self, token: torch.Tensor) -> torch.Tensor:
+        return self._pass(token, torch.ones_like(token))
+
+    @torch.no_grad()
+    def _pass(self, ids: torch.Tensor, mask: torch.Tensor, **given: Any) -> torch.Tensor:
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        out = self.lm(
+            input_ids=ids, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, **given
+        )
+        return out.logits[:, -1]
+
+
+def converse(talk: Talk) -> list[torch.Tensor]:
+    """Three turns with pictures, two words of answer after each."""
+    found = []
+    for prompts in (FIRST, SECOND, THIRD):
+        found.append(talk.turn(prompts))
+        for word in (17, 23):
+            found.append(talk.say(torch.full((3, 1), word)))
+    return found
+
+
+class Masked(Talk):
+    """The same talk on the unpruned model, where blocks do not see what was dropped: written without the engine."""
+
+    def __init__(self, family: str, states: list[PromptState]) -> None:
+        super().__init__(family)
+        self.states = states
+
+    def _pass(self, ids: torch.Tensor, mask: torch.Tensor, **given: Any) -> torch.Tensor:
+        past, q = self.mask.shape[1], ids.shape[1]
+        valid = torch.cat([self.mask, mask], dim=1).bool()
+
+        def enter(block: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            columns = valid.clone()
+            for state in self.states:
+                layers = [layer for layer in state.views if layer <= block]
+                if not layers or state.start >= past + q:
+                    continue
+                view, span = state.views[max(layers)], state.visual.shape[1]
+                kept = torch.zeros(3, span, dtype=torch.bool)
+                for row in range(3):
+                    kept[row, view.index[row][view.valid[row]]] = True
+                columns[:, state.start : state.start + span] &= kept
+            rows = torch.arange(past, past + q)[:, None]
+            allowed = (torch.arange(past + q)[None] <= rows)[None] & columns[:, None]
+            floats = torch.zeros(3, 1, q, past + q).masked_fill(~allowed[:, None], torch.finfo(torch.float32).min)
+            return args, {**kwargs, "attention_mask": floats}
+
+        handles = [
+            module.register_forward_pre_hook(lambda m, a, k, block=block: enter(block, m, a, k), with_kwargs=True)
+            for block, module in enumerate(self.lm.model.language_model.layers)
+        ]
+        try:
+            return super()._pass(ids, mask, **given)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_in_later_turns_are_pruned_as_masked(family: str, recipe: str) -> None:
+    states: list[PromptState] = []
+    with tokenprune.prune(model(family), {"prune": RECIPES[recipe]}) as pruning:
+        talk = Talk(family)
+        pruned = []
+        for prompts in (FIRST, SECOND, THIRD):
+            pruned.append(talk.turn(prompts))
+            states.append(pruning.state)
+            for word in (17, 23):
+                pruned.append(talk.say(torch.full((3, 1), word)))
+    assert [state.start for state in states] == [0, states[0].end + 2, states[1].end + 2]
+    assert [state.counts for state in states] == [
+        tuple(int(n) for n in (inputs(family, prompts)["input_ids"] == 5).sum(1)) for prompts in (FIRST, SECOND, THIRD)
+    ]
+    masked = converse(Masked(family, states))
+    full = converse(Talk(family))
+    for i, (a, b) in enumerate(zip(pruned, masked, strict=True)):
+        assert close(a, b), i
+    assert not close(pruned[-1], full[-1])
+
+
+class Recorder(Scorer):
+    """Keeps the first tokens; records attention rows as the scorer sees them."""
+
+    def __init__(self, found: list[torch.Tensor], block: str) -> None:
+        self.found, self.block = found, block
+
+    def score(self, seen: Any) -> torch.Tensor:
+        self.found.append(seen.attention("last", self.block))
+        return -torch.arange(len(seen.visual)).float()
+
+
+@pytest.mark.parametrize("block", ["previous", "next"])
+def test_attention_in_a_later_turn_counts_the_earlier_columns(block: str) -> None:
+    """The same conversation as one prompt or as two turns: the new picture gets the same attention."""
+    ids = torch.randint(10, 100, (1, 30), generator=torch.Generator().manual_seed(0))
+    ids[0, 8:24] = 5
+    picture = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    lm, found = model("llava"), []
+    recipe = {"prune": [{"scorer": Recorder(found, block), "schedule": {"name": "fixed", "layer": 2, "keep": 4}}]}
+    with torch.no_grad(), tokenprune.prune(lm, recipe):
+        lm(input_ids=ids, pixel_values=picture)
+        cache = lm(input_ids=ids[:, :6]).past_key_values
+        lm(input_ids=ids[:, 6:], pixel_values=picture, past_key_values=cache)
+    assert close(found[1], found[0])
+
+
+def test_compact_positions_go_on_over_turns() -> None:
+    """Dropping everything and renumbering leaves the text alone: it answers as if the pictures had never been."""
+    recipe = {
+        "prune": [
+            {"scorer": "random", "schedule": {"name": "fixed", "layer": 0, "keep": 0}, "positions": "compact"},
+        ]
+    }
+    lm = model("llava")
+
+    def talk(with_pictures: bool) -> list[torch.Tensor]:
+        cache, found = DynamicCache(config=lm.config.get_text_config()), []
+        for seed in (1, 2):
+            given = inputs("llava", [(seed, (3, "image", 4))])
+            del given["attention_mask"]
+            if not with_pictures:
+                given = {"input_ids": given["input_ids"][given["input_ids"] != 5][None]}
+            for ids in (given, {"input_ids": torch.tensor([[17]])}):
+                found.append(lm(**ids, past_key_values=cache).logits[:, -1])
+        return found
+
+    with torch.no_grad():
+        plain = talk(with_pictures=False)
+        with tokenprune.prune(lm, recipe):
+            pruned = talk(with_pictures=True)
+    for a, b in zip(pruned, plain, strict=True):
+        assert close(a, b)
+
+
+def test_cropping_into_a_pruned_prompt_is_refused() -> None:
+    with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": RECIPES["mixture"]}):
+        talk = Talk("llava")
+        expected = [talk.turn(FIRST), talk.say(torch.full((3, 1), 17))]
+        length = talk.cache.get_seq_length()
+        talk.cache.crop(-1)
+        talk.mask = talk.mask[:, :-1]
+        assert talk.cache.get_seq_length() == length - 1
+        assert close(talk.say(torch.full((3, 1), 17)), expected[1])
+        with pytest.raises(PromptError, match="grew by 1"):
+            talk.cache.crop(-2)
+
+
+def test_a_reset_cache_starts_anew() -> None:
+    with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": RECIPES["mixture"]}):
+        talk = Talk("llava")
+        first = talk.turn(FIRST)
+        talk.cache.reset()
+        talk.mask = talk.mask[:, :0]
+        assert talk.cache.get_seq_length() == 0
+        assert torch.equal(talk.turn(FIRST), first)

@@ -1,0 +1,164 @@
+"""The state of a prompt batch: its plan and, per stage, the view of what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .errors import RecipeError
+from .recipe import Pass, Recipe
+from .values import Shape, View
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What happens at one layer: which pass, and how many visual tokens each prompt has before and after."""
+
+    work: Pass
+    before: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+def plan_stages(recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None) -> dict[int, Stage]:
+    """Every prompt's plan (`counts` visual tokens each) put together, by layer; layers that drop nothing are left out.
+
+    Raises LayerError, BudgetError, and RecipeError if the passes do not go down the decoder in order.
+    """
+    stages: dict[int, Stage] = {}
+    left = tuple(counts)
+    for work in recipe.passes:
+        plans = [work.schedule.plan(Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
+        for layer in sorted({layer for plan in plans for layer in plan}):
+            if stages and layer <= max(stages):
+                raise RecipeError(
+                    recipe.name,
+                    [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
+                )
+            kept = tuple(min(now, plan.get(layer, now)) for now, plan in zip(left, plans, strict=True))
+            if kept != left:
+                stages[layer] = Stage(work, left, kept)
+                left = kept
+    return stages
+
+
+@dataclass(frozen=True, eq=False)
+class PromptState:
+    """One prompt batch from its prefill to its last decode step; owned by its cache.
+
+    A later turn with pictures of its own is a prompt of its own, which remembers the `earlier` one. Columns between
+    and after prompts (answers, turns of text) are seen by every block.
+
+    Attributes:
+        ids: token ids.
+        visual: columns that hold visual tokens.
+        everything: the view before any pruning.
+        counts: visual tokens per prompt.
+        question: text tokens after the last visual token, per prompt.
+        stages: plan of this batch, by layer.
+        start: columns of the conversation before this prompt.
+        earlier: the prompt before this one in the same conversation.
+        views: what is left, by layer; filled while the prefill runs.
+    """
+
+    ids: Int[Tensor, "b s"]
+    visual: Bool[Tensor, "b s"]
+    everything: View
+    counts: tuple[int, ...]
+    question: tuple[int, ...]
+    stages: dict[int, Stage]
+    start: int = 0
+    earlier: PromptState | None = None
+    views: dict[int, View] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """Columns of the conversation up to and with this prompt."""
+        return self.start + self.everything.span
+
+    @property
+    def hidden(self) -> int:
+        """Columns that the first cache layer does not hold although the caller counts them."""
+        return sum(turn.everything.width - turn.seen(0).width for turn in self.turns())
+
+    def turns(self) -> Iterator[PromptState]:
+        """This prompt and those before it, latest first."""
+        turn: PromptState | None = self
+        while turn is not None:
+            yield turn
+            turn = turn.earlier
+
+    def layer(self, block: int) -> int | None:
+        """The stage whose view block number `block` sees of this prompt, or None if it sees everything."""
+        return max((layer for layer in self.views if layer <= block), default=None)
+
+    def layers(self, block: int) -> tuple[int | None, ...]:
+        """`layer` of every turn: blocks with the same answer hold the same columns."""
+        return tuple(turn.layer(block) for turn in self.turns())
+
+    def seen(self, block: int) -> View:
+        """What block number `block` sees of this prompt."""
+        layer = self.layer(block)
+        return self.everything if layer is None else self.views[layer]
+
+    def compact(self, block: int) -> bool:
+        """Whether this block's positions are renumbered without the gaps of this prompt."""
+        return any(at <= block and stage.work.positions == "compact" for at, stage in self.stages.items())
+
+    def mask(
+        self, block: int, attention_mask: Tensor | None, total: int, device: torch.device
+    ) -> Bool[Tensor, "b held"] | None:
+        """The 2-D mask over what a block holds of the conversation's first `total` columns; None hides nothing.
+
+        `attention_mask` (b, total) is the caller's.
+        """
+        views = [(turn.start, turn.seen(block).to(device)) for turn in self.turns()][::-1]
+        if attention_mask is None:
+            if not any(view.padded for _, view in views):
+                return None
+            given = torch.ones(len(self.counts), total, dtype=torch.bool, device=device)
+        else:
+            given = attention_mask.to(device, torch.bool)
+        parts, at = [], 0
+        for start, view in views:
+            parts += [given[:, at:start], given[:, start : start + view.span].gather(1, view.index) & view.valid]
+            at = start + view.span
+        return torch.cat([*parts, given[:, at:total]], dim=1)
+
+    def dropped(self, block: int, device: torch.device) -> Int[Tensor, "b 1"]:
+        """Tokens whose positions are free, for blocks with compact positions."""
+        gone = torch.zeros(len(self.counts), 1, dtype=torch.long, device=device)
+        for turn in self.turns():
+            if turn.compact(block):
+                everything, view = turn.everything.to(device), turn.seen(block).to(device)
+                gone += everything.valid.sum(1, keepdim=True) - view.valid.sum(1, keepdim=True)
+        return gone
+
+    def select(self, rows: Int[Tensor, "j"]) -> PromptState:
+        """The state of other batch rows (beams, repeats)."""
+        at = rows.tolist()
+
+        def pick(values: Sequence[int]) -> tuple[int, ...]:
+            return tuple(values[row] for row in at)
+
+        return PromptState(
+            ids=self.ids[rows.to(self.ids.device)],
+            visual=self.visual[rows.to(self.visual.device)],
+            everything=self.everything.select(rows),
+            counts=pick(self.counts),
+            question=pick(self.question),
+            stages={
+                layer: replace(stage, before=pick(stage.before), kept=pick(stage.kept))
+                for layer, stage in self.stages.items()
+            },
+            start=self.start,
+            earlier=self.earlier and self.earlier.select(rows),
+            views={layer: view.select(rows) for layer, view in self.views.items()},
+        )
+
+    def repeat(self, repeats: int) -> PromptState:
+        """Each prompt `repeats` times in a row."""
+        return self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))
