@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import Prompt, inputs, model
+from families import ONE, Prompt, answer, inputs, model
 from test_oracle import RECIPES, close
 from transformers import DynamicCache
 
@@ -183,6 +183,14 @@ def test_cropping_into_a_pruned_prompt_is_refused() -> None:
         assert close(talk.say(torch.full((3, 1), 17)), expected[1])
         with pytest.raises(PromptError, match="grew by 1"):
             talk.cache.crop(-2)
+
+
+def test_chunks_that_split_a_picture_are_refused() -> None:
+    with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": RECIPES["entropy"]}):
+        whole = answer("llava", "sdpa", ONE).sequences
+        with pytest.raises(PromptError, match="prefill_chunk_size"):
+            answer("llava", "sdpa", ONE, prefill_chunk_size=8)
+        assert torch.equal(answer("llava", "sdpa", ONE, prefill_chunk_size=19).sequences, whole)  # 3 + 16: after it
 
 
 def test_a_reset_cache_starts_anew() -> None:

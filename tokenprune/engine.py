@@ -146,9 +146,8 @@ class Pruner:
             return  # the model says what is missing
         turn = _Turn(caches.owned(cache), self._mask_2d(mask), total=int(past) + new.shape[1], cache=cache)
         if not past or (ids is not None and ids.shape[1] > 1 and self.adapter.visual(self.config, ids).any()):
-            self.state = prompt = self._plan(module, args, kwargs, given, turn)
-            if prompt.stages:
-                turn.prompt, turn.prefill = prompt, True
+            self.state = turn.prompt = self._plan(module, args, kwargs, given, turn)
+            turn.prefill = True
         if turn.prompt is not None:
             self._hook(layer for prompt in turn.prompt.turns() for layer in prompt.stages)
             self._live.turn = turn
@@ -177,6 +176,11 @@ class Pruner:
         visual = self.adapter.visual(self.config, ids) & valid
         columns = torch.arange(ids.shape[1], device=ids.device)
         after = valid & (columns > torch.where(visual, columns, -1).amax(1, keepdim=True))
+        if turn.prompt and turn.prompt.end == start and (turn.prompt.visual[:, -1] & visual[:, 0]).any():
+            raise PromptError(
+                "a picture was split between two passes, so its tokens cannot be compared: leave prefill_chunk_size at "
+                "None, or choose one that ends between pictures"
+            )
         lengths, counts, question = torch.stack([valid.sum(1), visual.sum(1), after.sum(1)]).tolist()  # the one sync
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)

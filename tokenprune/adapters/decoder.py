@@ -19,7 +19,7 @@ class LlamaStyleAdapter(Adapter):
     """Config attributes that hold the token ids of visual placeholders."""
 
     def base(self, model: nn.Module) -> nn.Module:
-        return model.base_model  # type: ignore[return-value]
+        return next(part for part in model.modules() if "language_model" in part._modules)  # also inside wrappers
 
     def decoder(self, base: nn.Module) -> nn.Module:
         return base.language_model  # type: ignore[return-value]
