@@ -53,12 +53,23 @@ class Failing(Scorer):
             raise RuntimeError("broken scorer")
         if self.how == "interrupt":
             raise KeyboardInterrupt
+        if self.how == "mutate":
+            seen.states.zero_()
+        if self.how == "mutate states":
+            seen.previous("keys", None).mul_(2)
         return torch.full((len(seen.visual) + (self.how == "shape"),), float("nan"))
 
 
 @pytest.mark.parametrize(
     ("how", "error"),
-    [("raise", RuntimeError), ("interrupt", KeyboardInterrupt), ("shape", ScorerError), ("nan", ScorerError)],
+    [
+        ("raise", RuntimeError),
+        ("interrupt", KeyboardInterrupt),
+        ("shape", ScorerError),
+        ("nan", ScorerError),
+        ("mutate", ScorerError),
+        ("mutate states", ScorerError),
+    ],
 )
 def test_a_failing_scorer_leaves_a_working_model(how: str, error: type[BaseException]) -> None:
     lm = model("llava")

@@ -305,8 +305,12 @@ class Pruner:
         stage = turn.prompt.stages[layer]
         keep, scorer = stage.kept[row], stage.work.scorer
         seen = self._seen(turn, layer, row, view, at, hidden, tables)
-        score = scorer.score(seen)
         name = f"scorer {type(scorer).__name__} at layer {layer}"
+        shared = [hidden, *turn.looked.values()]
+        versions = [t._version for t in shared if not t.is_inference()]  # inference tensors do not count theirs
+        score = scorer.score(seen)
+        if versions != [t._version for t in shared if not t.is_inference()]:
+            raise ScorerError(f"{name} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
         if score.shape != at.shape:
             raise ScorerError(
                 f"{name} must give one number per visual token: expected shape {tuple(at.shape)}, got "
