@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,6 +49,7 @@ class _Turn:
     total: int  # columns of the conversation, with those of this pass
     cache: Any
     prefill: bool = False  # this pass prunes
+    looks: ExitStack = field(default_factory=ExitStack)  # hooks on projections, for this pass
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[tuple[int | None, ...], Any] = field(default_factory=dict)  # by `PromptState.layers`
     rotary: dict[tuple[int | None, ...], RotaryTables] = field(default_factory=dict)
@@ -74,7 +74,6 @@ class Pruner:
         self._live = threading.local()
         self._lock = threading.Lock()
         self._hooks = ExitStack()
-        self._hooked: set[int] = set()  # layers whose stages have their hooks
         self._first = len(self.blocks)  # from here on blocks are hooked
 
     def attach(self) -> Pruner:
@@ -106,29 +105,40 @@ class Pruner:
 
     def remove(self) -> None:
         """Take every hook out. The last `state` stays readable; caches pruned so far stay valid inside a new block."""
+        self._forget()
         self._hooks.close()
-        self._hooked, self._first = set(), len(self.blocks)
-        self._live = threading.local()  # an interrupted pass (Ctrl-C) runs no hook that could have cleared it
+        self._first = len(self.blocks)
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
 
-    def _hook(self, layers: Iterable[int]) -> None:
-        """Hook what the stages at these layers need; once each."""
+    def _hook(self, turn: _Turn) -> None:
+        """Hook the blocks that this pass needs, and for a prefill the projections that its stages may look at.
+
+        Block hooks stay; projections are hooked for one pass only, on the modules that are there now: a LoRA wrapped
+        around them in between is seen, and decode steps do not pay.
+        """
         with self._lock:
-            for layer in sorted(set(layers) - self._hooked):
-                self._hooked.add(layer)
-                for block in range(layer, self._first):
-                    enter = partial(self._enter, block)
-                    self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
-                self._first = min(self._first, layer)
-                if layer:
-                    for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
-                        self._add(module.register_forward_hook(partial(self._look, layer, name)))
+            first = min((layer for prompt in turn.prompt.turns() for layer in prompt.stages), default=len(self.blocks))
+            for block in range(first, self._first):
+                enter = partial(self._enter, block)
+                self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
+            self._first = min(self._first, first)
+        for layer in turn.prompt.stages if turn.prefill else ():
+            if layer:
+                for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
+                    look = partial(self._look, turn, layer, name)
+                    turn.looks.callback(module.register_forward_hook(look).remove)
 
     @property
     def _turn(self) -> _Turn | None:
         return getattr(self._live, "turn", None)
+
+    def _forget(self) -> None:
+        """End this thread's pass; also one that Ctrl-C left behind, after which torch runs no hook."""
+        if (turn := self._turn) is not None:
+            turn.looks.close()
+        self._live.turn = None
 
     # -- one forward pass, in order ------------------------------------------------------------------------------
 
@@ -136,7 +146,7 @@ class Pruner:
         """Before the base model: columns with visual tokens make a PromptState, a later step finds it in its cache."""
         if getattr(self._live, "paused", False):
             return
-        self._live.turn = None
+        self._forget()
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
@@ -149,8 +159,8 @@ class Pruner:
             self.state = turn.prompt = self._plan(module, args, kwargs, given, turn)
             turn.prefill = True
         if turn.prompt is not None:
-            self._hook(layer for prompt in turn.prompt.turns() for layer in prompt.stages)
             self._live.turn = turn
+            self._hook(turn)
 
     def _mask_2d(self, mask: Any) -> Tensor | None:
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
@@ -206,10 +216,9 @@ class Pruner:
         )
         return layer
 
-    def _look(self, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _look(self, turn: _Turn, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         """After a projection of block `layer - 1`: keep what the model computed, for the stage at `layer`."""
-        turn = self._turn
-        if turn is not None and turn.prefill and layer in turn.prompt.stages:
+        if turn is self._turn:  # and not of a pass in another thread
             turn.looked[layer, name] = output
 
     def _enter(self, block: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -400,7 +409,8 @@ class Pruner:
         """After the base model, also after an exception: nothing of this pass stays behind but what the cache owns."""
         if getattr(self._live, "paused", False):
             return
-        turn, self._live.turn = self._turn, None
+        turn = self._turn
+        self._forget()
         if turn is None or output is None:
             return
         if turn.numbers:
