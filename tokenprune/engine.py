@@ -89,7 +89,10 @@ class Pruner:
                 "this model is already being pruned: leave the other block (or call its handle's remove()) first, or "
                 "write both steps as passes of one recipe"
             )
-        if reason := self.adapter.refuse(self.config):
+        reason = self.adapter.refuse(self.config)
+        if (getattr(self.model, "_tp_size", None) or 1) > 1:
+            reason = "it is tensor parallel, so each rank would score its own heads only; use device_map instead"
+        if reason:
             raise UnsupportedModelError(f"this {self.config.model_type} model cannot be pruned: {reason}")
         needs_ecl = any(work.schedule.needs_ecl for work in self.recipe.passes)
         self.ecl = ecl.known(self.model, self.adapter) if needs_ecl else None
