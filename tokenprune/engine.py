@@ -33,7 +33,7 @@ from .errors import (
     UnsupportedModelError,
 )
 from .interfaces import Adapter, RotaryTables
-from .prompt import PromptState, plan_stages
+from .prompt import PromptState, Stage, plan_stages
 from .recipe import Recipe
 from .values import Seen, Shape, View
 
@@ -286,9 +286,10 @@ class Pruner:
         places = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
         keep = view.valid & ~visual
         for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)):
-            at = places[row, view.width - n :] if n else places[row, :0]
+            at = places[row, view.width - n :]
             if kept < n:
-                chosen, folded = self._select(turn, layer, row, view, at, hidden, tables)
+                seen = self._seen(turn, layer, row, view, at, hidden, tables)
+                chosen, folded = self._select(turn, stage, row, seen)
                 if folded is not None:
                     hidden = hidden.clone()
                     hidden[row].index_copy_(0, at, folded)
@@ -304,32 +305,20 @@ class Pruner:
 
     @torch.no_grad()
     def _select(
-        self,
-        turn: _Turn,
-        layer: int,
-        row: int,
-        view: View,
-        at: Int[Tensor, "n"],
-        hidden: Float[Tensor, "b k d"],
-        tables: RotaryTables,
+        self, turn: _Turn, stage: Stage, row: int, seen: Seen
     ) -> tuple[Int[Tensor, "j"], Float[Tensor, "n d"] | None]:
-        """Which of the visual tokens at columns `at` stay (in order), and all of them after merging, if any."""
-        stage = turn.prompt.stages[layer]
-        keep, scorer = stage.kept[row], stage.work.scorer
-        seen = self._seen(turn, layer, row, view, at, hidden, tables)
-        name = f"scorer {type(scorer).__name__} at layer {layer}"
-        shared = [hidden, *turn.looked.values()]
-        versions = [t._version for t in shared if not t.is_inference()]  # inference tensors do not count theirs
+        """Which of one prompt's visual tokens stay (in order), and all of them after merging, if any."""
+        scorer, n = stage.work.scorer, len(seen.visual)
+        name = f"scorer {type(scorer).__name__} at layer {seen.layer}, prompt {row},"
+        shared = [t for t in (seen.states, *turn.looked.values()) if not t.is_inference()]  # those count no versions
+        versions = [t._version for t in shared]
         score = scorer.score(seen)
-        if versions != [t._version for t in shared if not t.is_inference()]:
+        if versions != [t._version for t in shared]:
             raise ScorerError(f"{name} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
-        if score.shape != at.shape:
-            raise ScorerError(
-                f"{name} must give one number per visual token: expected shape {tuple(at.shape)}, got "
-                f"{tuple(score.shape)} for prompt {row}"
-            )
-        turn.numbers.append((f"{name}, prompt {row},", ~score.isnan().any()))
-        chosen = score.argsort(descending=True, stable=True)[:keep].sort().values
+        if score.shape != (n,):
+            raise ScorerError(f"{name} must give one number per visual token: expected shape ({n},), got {score.shape}")
+        turn.numbers.append((name, ~score.isnan().any()))
+        chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
         merger = stage.work.merger
         return chosen, None if merger is None else merger(seen.hidden, chosen, seen)
 
@@ -380,7 +369,7 @@ class Pruner:
         place = prompt.everything.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
         return Seen(
             layer=layer,
-            keep=turn.prompt.stages[layer].kept[row],
+            keep=prompt.stages[layer].kept[row],
             ids=ids.to(hidden.device),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
