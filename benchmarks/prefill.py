@@ -49,7 +49,9 @@ def build(width: int, depth: int, vocabulary: int, tower: bool, dtype: torch.dty
         pad_token_id=0,
     )
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE))
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
+        )
     return model.eval().to(dtype)
 
 

@@ -34,7 +34,7 @@ def test_every_recipe_and_the_model_ship(wheel: Path) -> None:
         names = set(archive.namelist())
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert f"tokenprune/{path.relative_to(ROOT)}" in names
-    assert "tokenprune/pico/weights/model.safetensors" in names
+    assert "tokenprune/pico/tokenprune-pico/model.safetensors" in names
     assert "tokenprune/py.typed" in names
 
 
@@ -68,5 +68,5 @@ def test_the_top_level_is_tidy() -> None:
 
 
 def test_the_bundled_model_is_small() -> None:
-    weights = ROOT / "tokenprune" / "pico" / "weights"
+    weights = ROOT / "tokenprune" / "pico" / "tokenprune-pico"
     assert sum(path.stat().st_size for path in weights.iterdir()) <= 16 * 2**20

@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+import tokenprune
 from tokenprune.pico.scenes import KINDS, held_out
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "tokenprune" / "pico" / "weights"
+WEIGHTS = Path(__file__).resolve().parents[2] / "tokenprune" / "pico" / "tokenprune-pico"
 
 
 @torch.no_grad()
-def evaluate(folder: Path, scenes: int, seed: int, batch: int = 40) -> dict:
-    """Ask every question of the first scenes of a seed; returns the counts and the shares of exact answers."""
+def evaluate(folder: Path, scenes: int, seed: int, recipe: str | None = None, batch: int = 40) -> dict:
+    """Ask every question of the first scenes of a seed, pruned or not; returns counts and shares of exact answers."""
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoProcessor.from_pretrained(folder)
@@ -29,7 +31,8 @@ def evaluate(folder: Path, scenes: int, seed: int, batch: int = 40) -> dict:
         texts = [f"USER: <image>\n{question.text} ASSISTANT:" for _, question in part]
         inputs = processor(images=[picture for picture, _ in part], text=texts, padding=True, return_tensors="pt")
         inputs = inputs.to(model.device)
-        output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        with nullcontext() if recipe is None else tokenprune.prune(model, recipe):
+            output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
         for (_, question), said in zip(part, processor.batch_decode(output, skip_special_tokens=True), strict=True):
             total[question.kind] += 1
             right[question.kind] += said.strip() == question.answer
@@ -40,6 +43,7 @@ def evaluate(folder: Path, scenes: int, seed: int, batch: int = 40) -> dict:
     return {
         "scenes": scenes,
         "seed": seed,
+        **({"recipe": recipe} if recipe else {}),
         "questions": dict(total),
         "accuracy": {kind: round(right[kind] / total[kind], 4) for kind in KINDS}
         | {"all": round(right.total() / total.total(), 4)},
@@ -53,19 +57,21 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--scenes", type=int, default=500, help="each asks one question of each of the five kinds")
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--recipe", help="prune with this recipe; then nothing is written unless --json says where")
     parser.add_argument("--json", type=Path, help="where the numbers go (default: accuracy.json beside the weights)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    result = evaluate(args.weights, args.scenes, args.seed)
+    result = evaluate(args.weights, args.scenes, args.seed, args.recipe)
     wrong = result.pop("wrong")
     print("| kind | questions | exact |\n|---|---|---|")
     for kind, share in result["accuracy"].items():
         print(f"| {kind} | {result['questions'].get(kind, sum(result['questions'].values()))} | {100 * share:.1f} % |")
     for case in wrong[:10]:
         print(f"wrong: {case['question']} {case['answer']!r}, said {case['said']!r}")
-    path = args.json or args.weights / "accuracy.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    path = args.json or (None if args.recipe else args.weights / "accuracy.json")
+    if path is not None:
+        path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,13 +40,13 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from tokenprune.pico.scenes import COLORS, KINDS, PLURAL, SHAPES, SIZE, Scene, draw, sprite
 
 ROOT = Path(__file__).resolve().parents[2]
-WEIGHTS = ROOT / "tokenprune" / "pico" / "weights"
+WEIGHTS = ROOT / "tokenprune" / "pico" / "tokenprune-pico"
 PATCH = 8
 SIDE = SIZE // PATCH  # patches a side
 PREFIX = 3 + SIDE * SIDE  # <s> user : and the picture
 ROOM = 112  # tokens for the questions of one picture
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>"]
-WORDS = "user assistant : ? . , is there a what color the how many are digit digits read yes no".split()
+WORDS = "user assistant : ? . , is there a what color the how many are digit digits read yes no"
 NAMES = [*SHAPES, *"0123456789"]
 HUES = list(COLORS)
 CHAT = (
@@ -62,7 +62,7 @@ CHAT = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Whole lower-case words, punctuation and single digits."""
-    words = SPECIAL + WORDS + list("0123456789") + HUES + list(SHAPES) + list(PLURAL.values())
+    words = SPECIAL + WORDS.split() + list("0123456789") + HUES + list(SHAPES) + list(PLURAL.values())
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")])
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -239,7 +239,7 @@ class Pictures(IterableDataset):
             for _ in range(self.batch):
                 share = min(1.0, 0.25 + 0.75 * drawn / self.grow) if self.grow else 1.0
                 easy = rng.random() > share  # few objects at first
-                scene = draw(rng, *self.bank, **(dict(same=2, others=1, written=2) if easy else {}), every=True)
+                scene = draw(rng, *self.bank, **({"same": 2, "others": 1, "written": 2} if easy else {}), every=True)
                 pictures.append(np.asarray(scene.picture))
                 patches.append(self.patches(scene))
                 rows.append(self.pack(scene, rng))
