@@ -18,9 +18,14 @@ def spectrum(rows: Float[Tensor, "*batch m w"]) -> Float[Tensor, "*batch e"]:
 
     The primal `w x w` and the dual `m x m` Gram share their non-zero eigenvalues (arXiv 2602.17196, Eq. 12-14).
     """
+    gram = _gram(rows)
+    broken = ~gram.isfinite().all(-1).all(-1)  # a NaN stays one, but does not stop the others
+    return torch.linalg.eigvalsh(gram.nan_to_num()).masked_fill(broken[..., None], float("nan"))
+
+
+def _gram(rows: Float[Tensor, "*batch m w"]) -> Float[Tensor, "*batch e e"]:
     m, w = rows.shape[-2:]
-    gram = rows @ rows.mT if m <= w else rows.mT @ rows
-    return torch.linalg.eigvalsh(gram / m)
+    return (rows @ rows.mT if m <= w else rows.mT @ rows) / m
 
 
 def spectral_entropy(
@@ -37,8 +42,8 @@ def spectral_entropy(
         s = s[..., -top_k:]
     if alpha == 1.0:
         return -torch.special.xlogy(s, s).sum(-1)
-    mass = torch.where(s > 0, s, 1).pow(alpha).mul(s > 0).sum(-1)
-    return torch.where(mass > 0, mass, 1).log() / (1 - alpha)
+    mass = torch.where(s == 0, 0, s.pow(alpha)).sum(-1)
+    return torch.where(mass == 0, 1, mass).log() / (1 - alpha)
 
 
 def centred_rows(
@@ -53,7 +58,7 @@ def centred_rows(
         return centred
     length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     round_off = 8 * torch.finfo(torch.float32).eps * torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    return torch.where(length <= round_off, 0, centred / length)  # a NaN stays one
+    return centred * torch.where(length <= round_off, 0, 1 / length)  # a NaN stays one
 
 
 def token_entropy(
@@ -70,13 +75,9 @@ def token_entropy(
     precise = torch.float32 if alpha in (1.0, 2.0) else torch.float64  # near 1, 1 / (1 - alpha) magnifies round-off
     rows = centred_rows(states.transpose(0, 1).to(precise), normalize)
     if alpha == 2.0 and top_k is None:  # sum of squared eigenvalues = squared Frobenius norm: no eigenvalues needed
-        heads, width = rows.shape[-2:]
-        gram = (rows @ rows.mT if heads <= width else rows.mT @ rows) / heads
-        mass = gram.square().sum((-2, -1))
-        return -torch.where(mass > 0, mass, 1).log()
-    broken = ~rows.isfinite().all(-1).all(-1)  # eigvalsh would refuse the whole prompt
-    entropy = spectral_entropy(spectrum(rows.nan_to_num()), alpha, top_k).float()
-    return entropy.masked_fill(broken, float("nan"))
+        mass = _gram(rows).square().sum((-2, -1))
+        return -torch.where(mass == 0, 1, mass).log()
+    return spectral_entropy(spectrum(rows), alpha, top_k).float()
 
 
 def layer_entropy(states: Float[Tensor, "n w"]) -> Float[Tensor, ""]:
