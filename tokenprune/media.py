@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
 from .errors import MediaError
 
+T = TypeVar("T")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -43,7 +46,7 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
-def _open(path: Path, read):  # type: ignore[no-untyped-def]
+def _open(path: Path, read: Callable[[Image.Image], T]) -> T:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -39,7 +39,7 @@ class Report:
     flops_share: float
 
     def __str__(self) -> str:
-        table = Table(title="visual tokens kept, per prompt", title_justify="left")
+        table = Table(title="visual tokens kept, per prompt", title_justify="left", min_width=36)
         table.add_column("layer", justify="right")
         table.add_column("scorer")
         table.add_column("kept")
