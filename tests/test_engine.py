@@ -346,6 +346,19 @@ def test_a_static_cache_is_refused() -> None:
         answer("llava", "sdpa", ONE, cache_implementation="static", disable_compile=True)
 
 
+def test_text_alone_is_never_refused() -> None:
+    """Nothing to prune, nothing to refuse: static caches and ready-made masks are the model's own business."""
+    text = [(9, (6,))]
+    expected = answer("llava", "sdpa", text).sequences
+    lm, ids = model("llava"), inputs("llava", text)["input_ids"]
+    plain = lm(input_ids=ids).logits
+    with torch.no_grad(), tokenprune.prune(lm, MIXTURE):
+        static = answer("llava", "sdpa", text, cache_implementation="static", disable_compile=True).sequences
+        assert torch.equal(static, expected)
+        s = ids.shape[1]
+        assert close(lm(input_ids=ids, attention_mask=torch.ones(1, 1, s, s, dtype=torch.bool).tril()).logits, plain)
+
+
 def test_projections_are_never_run_twice() -> None:
     """Scoring reads what the model computed: projection calls per block are as many as without pruning."""
     lm, calls = model("llava"), {"plain": 0, "pruned": 0}

@@ -56,6 +56,18 @@ class _Turn:
     numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
 
 
+def _unreadable(ids: Tensor | None, mask: Any, cache: Any, starts: bool) -> str | None:
+    """What keeps pruning from following this pass, and what to do instead; None if it can."""
+    if ids is None and starts:
+        return "it needs input_ids to see which columns are visual, got only inputs_embeds; pass input_ids"
+    if getattr(cache, "is_compileable", False):
+        return "static caches are not supported yet; leave cache_implementation at its default"
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        got = f"{mask.ndim}-D mask" if isinstance(mask, Tensor) else type(mask).__name__
+        return f"it needs a 2-D attention mask (prompts x columns) or none, got a {got}; pass the tokenizer's mask"
+    return None
+
+
 class Pruner:
     """Injects a recipe into a model with forward hooks, and takes it out again.
 
@@ -157,31 +169,24 @@ class Pruner:
         new = ids if ids is not None else given.get("inputs_embeds")
         if new is None:
             return  # the model says what is missing
-        turn = _Turn(caches.owned(cache), self._mask_2d(mask), total=int(past) + new.shape[1], cache=cache)
-        if not past or (ids is not None and ids.shape[1] > 1 and self.adapter.visual(self.config, ids).any()):
-            self.state = turn.prompt = self._plan(module, args, kwargs, given, turn)
+        turn = _Turn(caches.owned(cache), mask, total=int(past) + new.shape[1], cache=cache)
+        starts = not past or (ids is not None and new.shape[1] > 1 and self._shows(ids))
+        if (starts or turn.prompt is not None) and (reason := _unreadable(ids, mask, cache, starts)):
+            if ids is not None and turn.prompt is None and not self._shows(ids):
+                return  # no picture: nothing to prune, nothing to refuse
+            raise PromptError(f"pruning cannot read these inputs: {reason}")
+        if starts and ids is not None:
+            self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn)
             turn.prefill = True
         if turn.prompt is not None:
             self._live.turn = turn
             self._hook(turn)
 
-    def _mask_2d(self, mask: Any) -> Tensor | None:
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            raise PromptError(
-                "pruning needs the 2-D attention mask (prompts x columns) or none, got a ready-made "
-                f"{getattr(mask, 'ndim', '?')}-D one: use a dynamic cache and pass the tokenizer's mask"
-            )
-        return mask
+    def _shows(self, ids: Tensor) -> bool:
+        return bool(self.adapter.visual(self.config, ids).any())
 
-    def _plan(self, module: nn.Module, args: Any, kwargs: Any, given: dict[str, Any], turn: _Turn) -> PromptState:
+    def _plan(self, module: nn.Module, args: Any, kwargs: Any, ids: Tensor, turn: _Turn) -> PromptState:
         """The state of a new prompt batch; without stages if nothing will be dropped."""
-        ids = given.get("input_ids")
-        if ids is None:
-            raise PromptError(
-                "pruning needs input_ids to see which columns are visual, got only inputs_embeds: pass input_ids"
-            )
-        if getattr(turn.cache, "is_compileable", False):
-            raise PromptError("pruning does not support static caches yet: leave cache_implementation at its default")
         start = turn.total - ids.shape[1]
         valid = torch.ones_like(ids, dtype=torch.bool)
         if turn.attention_mask is not None:
