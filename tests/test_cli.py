@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tokenprune.cli import main
+from tokenprune.loading import PICO
 from tokenprune.pico import scenes
 
 SCENE = next(iter(scenes.held_out(0)))
@@ -115,10 +116,12 @@ def test_generate_answers_and_reports(capsys: pytest.CaptureFixture[str], pictur
     assert (patches == 0).sum() == 48  # kept patches are untouched, exactly on the grid
 
 
-def test_without_a_recipe_nothing_is_pruned(capsys: pytest.CaptureFixture[str], picture: str) -> None:
-    code, out, err = run(capsys, "generate", "pico", "--image", picture, "--prompt", "read the digits")
+@pytest.mark.parametrize("model", ["pico", str(PICO)])
+def test_without_a_recipe_nothing_is_pruned(capsys: pytest.CaptureFixture[str], picture: str, model: str) -> None:
+    """By name or as a local folder; the answer is right, and alone on stdout."""
+    code, out, err = run(capsys, "generate", model, "--image", picture, "--prompt", "read the digits")
     assert (code, err) == (0, "")
-    assert out.strip()
+    assert out.strip() == next(q.answer for q in SCENE.questions if q.kind == "read")
 
 
 BAD_USAGE = {
