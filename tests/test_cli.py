@@ -132,6 +132,7 @@ BAD_USAGE = {
     "unreachable average": (("explain", "entropyprune", "prune.0.schedule.average=10"), "smallest average is 36"),
     "missing picture": (("generate", "pico", "--image", "nope.png", "--prompt", "x"), "nope.png"),
     "missing prompt": (("generate", "pico"), "--prompt"),
+    "overlay without a recipe": (("generate", "pico", "--prompt", "x", "--overlay", "o.png"), "overlay needs"),
     "settings without a recipe": (("generate", "pico", "a.b=1", "--prompt", "x"), "need a recipe"),
     "unknown shape": (("explain", "fastv", "--shape", "llava-1.5-8b"), "did you mean 'llava-1.5-7b'"),
     "bad override": (("explain", "fastv", "prune.0.schedule"), "path=value"),
@@ -197,6 +198,15 @@ def test_demo_in_an_empty_folder(tmp_path: Path) -> None:
     assert done.stdout.count("48/144") == 5
     with Image.open(tmp_path / "demo" / "overlay.png") as overlay:
         assert overlay.size[0] > overlay.size[1]
+
+
+def test_demo_with_nothing_to_drop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "all.yaml"
+    recipe.write_text("name: all\nprune: [{scorer: random, schedule: {name: fixed, layer: 2, keep: 1.0}}]\n")
+    code, out, _ = run(capsys, "demo", "-r", str(recipe), "--output", str(tmp_path / "out"))
+    assert code == 0
+    assert "survived" not in out
+    assert not (tmp_path / "out" / "overlay.png").exists()
 
 
 def test_demo_takes_a_picture(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:

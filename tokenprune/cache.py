@@ -95,8 +95,8 @@ class PhysicalLength:
 
     is_compileable = False
 
-    def __init__(self, cache: Any | None, block: int) -> None:
-        layer = cache.layers[block] if cache is not None and block < len(cache.layers) else None
+    def __init__(self, cache: Any, block: int) -> None:
+        layer = cache.layers[block] if block < len(cache.layers) else None  # appended when the block first runs
         count = getattr(layer, "physical_length", None) or getattr(layer, "get_seq_length", None)
         self.length = int(count()) if count is not None else 0
 

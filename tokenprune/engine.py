@@ -264,7 +264,7 @@ class Pruner:
 
     def _rotary(self, turn: _Turn, block: int, hidden: Tensor, kwargs: dict[str, Any]) -> RotaryTables:
         """Rotary tables of the columns a block sees: those of their old places, or of new ones if compact."""
-        tables: RotaryTables = kwargs["position_embeddings"]
+        cos, sin = (table.to(hidden.device) for table in kwargs["position_embeddings"])  # blocks may lie apart
         prompt = turn.prompt
         everything, view = prompt.everything.to(hidden.device), prompt.seen(block).to(hidden.device)
         if kwargs["position_ids"] is not None and any(earlier.compact(block) for earlier in prompt.turns()):
@@ -277,8 +277,8 @@ class Pruner:
             if renumbered is not None:
                 return renumbered
         if not turn.prefill or prompt.layer(block) is None:
-            return tables
-        return ops.gather_columns(tables[0], view.index), ops.gather_columns(tables[1], view.index)
+            return cos, sin
+        return ops.gather_columns(cos, view.index), ops.gather_columns(sin, view.index)
 
     def _prune(
         self, turn: _Turn, layer: int, hidden: Float[Tensor, "b k d"], tables: RotaryTables
@@ -341,7 +341,7 @@ class Pruner:
         prompt, length = turn.prompt, view.lengths[row]
         real = slice(None) if length == view.width else view.valid[row].int().argsort(stable=True)[-length:]
         states = hidden[row][real]
-        cos, sin = (table[min(row, len(table) - 1)][real] for table in tables)
+        cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
         before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
 
         def heads(flat: Float[Tensor, "r w"]) -> Float[Tensor, "heads r dh"]:
@@ -412,14 +412,9 @@ class Pruner:
             return
         if turn.numbers:
             names, fine = zip(*turn.numbers, strict=True)
-            failed = [
-                name
-                for name, good in zip(
-                    names, torch.stack([good.to(fine[0].device) for good in fine]).tolist(), strict=True
-                )
-                if not good
-            ]
-            if failed:
-                raise ScorerError(f"{failed[0]} gave NaN: fix the scorer; this pass's outputs are not to be used")
+            good = torch.stack([flag.to(fine[0].device) for flag in fine]).tolist()
+            if not all(good):
+                name = names[good.index(False)]
+                raise ScorerError(f"{name} gave NaN: fix the scorer; this pass's outputs are not to be used")
         if turn.prefill and turn.cache is not None:
             caches.own(turn.cache, turn.prompt)

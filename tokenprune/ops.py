@@ -122,10 +122,11 @@ def farthest_first(features: Float[Tensor, "n d"], keep: int) -> Int[Tensor, "k"
     gap = nearest.amin(0)  # of the empty selection: distance to the nearest other token
     taken = torch.zeros_like(gap, dtype=torch.bool)
     for i in range(keep):
-        pick = gap.masked_fill(taken, float("-inf")).argmax()
-        picked[i] = pick
-        taken[pick] = True
-        gap = distance[pick] if i == 0 else torch.minimum(gap, distance[pick])
+        pick = gap.masked_fill(taken, float("-inf")).argmax(0, keepdim=True)  # one element: a number would be a sync
+        picked[i : i + 1] = pick
+        taken.index_fill_(0, pick, True)
+        row = distance.index_select(0, pick)[0]
+        gap = row if i == 0 else torch.minimum(gap, row)
     return picked
 
 

@@ -6,7 +6,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +62,8 @@ def generate(
     """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
     if overrides and recipe is None:
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
+    if overlay is not None and not (recipe and image):
+        raise typer.BadParameter("an overlay needs a picture and a recipe", param_hint="--overlay")
     built = load(recipe, *(overrides or [])) if recipe else None
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
@@ -74,8 +76,6 @@ def generate(
         print(loaded.answer(inputs, max_new_tokens))
     print(pruning.report(), file=sys.stderr)
     if overlay is not None:
-        if not images:
-            raise typer.BadParameter("an overlay needs a picture: add --image FILE", param_hint="--overlay")
         pruning.overlay(images[0]).save(overlay)
 
 
@@ -145,7 +145,7 @@ def demo(
     pruning = prune(loaded.model, built)
     for kind, (question, truth) in asked.items():
         inputs = loaded.inputs(question, [picture])
-        plain_ms, pruned_ms = interleaved(lambda i=inputs: _prefill(loaded, i), lambda: pruning)  # type: ignore[misc]
+        plain_ms, pruned_ms = interleaved(lambda i=inputs: _prefill(loaded, i), pruning)  # type: ignore[misc]
         plain = loaded.answer(inputs)
         with pruning:
             pruned = loaded.answer(inputs)
@@ -160,7 +160,7 @@ def demo(
             table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    if pruning.state is not None:
+    if pruning.state is not None and pruning.state.views:
         both = side_by_side(picture, pruning.overlay(picture))
         both.save(output / "overlay.png")
         console.print(f"what survived of the last question's picture: {output / 'overlay.png'}")
@@ -186,13 +186,12 @@ def _prefill(loaded: Loaded, inputs: dict[str, Any]) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def interleaved(run: Callable[[], float], block: Callable[[], Pruning], pairs: int = 9) -> tuple[float, float]:
+def interleaved(run: Callable[[], float], pruning: Pruning, pairs: int = 9) -> tuple[float, float]:
     """Medians of `run` without and with pruning, taken in turn after one warm-up of each."""
     times: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(pairs + 1):
         for pruned, found in times.items():
-            context: AbstractContextManager[object] = block() if pruned else nullcontext()
-            with context:
+            with pruning if pruned else nullcontext():
                 found.append(run())
     return statistics.median(times[False][1:]), statistics.median(times[True][1:])
 
