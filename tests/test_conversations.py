@@ -24,9 +24,9 @@ FAMILIES = ("llava", "llava_next", "video_llava")
 class Talk:
     """A conversation of a batch: turns and answers of one cache, with masks and positions as a processor gives them."""
 
-    def __init__(self, family: str, compute: Any = None) -> None:
+    def __init__(self, family: str, cache: Any = None) -> None:
         self.family, self.lm = family, model(family)
-        self.cache = DynamicCache(config=self.lm.config.get_text_config())
+        self.cache = cache or DynamicCache(config=self.lm.config.get_text_config())
         self.mask = torch.zeros(3, 0, dtype=torch.long)
 
     def turn(self, prompts: list[Prompt]) -> torch.Tensor:

@@ -163,10 +163,29 @@ def test_entropy_needs_a_block_that_ran() -> None:
         answer("llava", "sdpa", ONE)
 
 
-def test_inputs_embeds_alone_are_refused() -> None:
-    lm, given = model("llava"), inputs("llava", ONE)
-    embeds = lm.get_input_embeddings()(given["input_ids"])
-    with tokenprune.prune(lm, MIXTURE), pytest.raises(PromptError, match="input_ids"):
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_placeholders_are_found_in_inputs_embeds(family: str, batch: str) -> None:
+    """Embeddings with the pictures beside them answer as token ids do, in a forward pass and in generate."""
+    lm, given = model(family), inputs(family, BATCHES[batch])
+    embedded = {**given, "inputs_embeds": lm.get_input_embeddings()(given["input_ids"])}
+    embedded.pop("input_ids")
+    same = {"max_new_tokens": 4, "do_sample": False}
+    with torch.no_grad(), tokenprune.prune(lm, {"prune": RECIPES["pyramid"]}) as pruning:
+        expected, first = lm(**given).logits[:, -1], pruning.state
+        found, second = lm(**embedded).logits[:, -1], pruning.state
+        assert second is not first
+        assert torch.equal(second.visual, first.visual)
+        if family != "qwen2_5_vl":  # without ids it counts positions as if all was text, pruned or not
+            assert close(found, expected)
+            answers = lm.generate(**given, **same)[:, -4:]
+            assert torch.equal(lm.generate(**embedded, **same)[:, -4:], answers)
+    assert not close(found, lm(**embedded).logits[:, -1])
+
+
+def test_embeddings_that_hold_pictures_already_are_refused() -> None:
+    lm, embeds = model("llava"), torch.randn(1, 30, 64)
+    with tokenprune.prune(lm, MIXTURE), pytest.raises(PromptError, match="embedding of a placeholder; pass input_ids"):
         lm(inputs_embeds=embeds)
 
 
@@ -331,19 +350,6 @@ def test_a_dropped_cache_frees_its_state() -> None:
         del cache
         gc.collect()
         assert first() is None
-
-
-def test_a_ready_made_mask_is_refused() -> None:
-    lm, given = model("llava"), inputs("llava", ONE)
-    s = given["input_ids"].shape[1]
-    given["attention_mask"] = torch.ones(1, 1, s, s).tril()
-    with torch.no_grad(), tokenprune.prune(lm, MIXTURE), pytest.raises(PromptError, match="2-D"):
-        lm(**given)
-
-
-def test_a_static_cache_is_refused() -> None:
-    with tokenprune.prune(model("llava"), MIXTURE), pytest.raises(PromptError, match="static"):
-        answer("llava", "sdpa", ONE, cache_implementation="static", disable_compile=True)
 
 
 def test_text_alone_is_never_refused() -> None:

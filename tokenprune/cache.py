@@ -33,7 +33,7 @@ class PromptOwner:
 
     def get_seq_length(self) -> int:
         physical = self.physical_length()
-        return physical + self.prompt.hidden if physical and self.prompt is not None else physical
+        return physical if self.prompt is None else physical + self.prompt.hidden
 
     def physical_length(self) -> int:
         return super().get_seq_length()  # type: ignore[misc]
@@ -90,18 +90,28 @@ def owned(cache: Any) -> Any | None:
     return getattr(layers[0], "prompt", None) if layers else None
 
 
-class PhysicalLength:
-    """What mask creation asks of a cache, answered for one block: how many columns it really holds."""
+def physical_length(cache: Any, block: int) -> Any:
+    """How many columns a block really holds; a tensor for static caches, as with transformers."""
+    layer = cache.layers[block] if block < len(cache.layers) else None  # appended when the block first runs
+    count = getattr(layer, "physical_length", None) or getattr(layer, "get_seq_length", None)
+    return count() if count is not None else 0
 
-    is_compileable = False
+
+def room(cache: Any) -> int | None:
+    """The columns that a static cache is made for; None for caches that grow."""
+    return cache.layers[0].max_cache_len if getattr(cache, "is_compileable", False) else None
+
+
+class PhysicalLength:
+    """What mask creation asks of a cache, answered for one block."""
 
     def __init__(self, cache: Any, block: int) -> None:
-        layer = cache.layers[block] if block < len(cache.layers) else None  # appended when the block first runs
-        count = getattr(layer, "physical_length", None) or getattr(layer, "get_seq_length", None)
-        self.length = int(count()) if count is not None else 0
+        self.length = physical_length(cache, block)
+        self.is_compileable = getattr(cache, "is_compileable", False)
+        self.room = room(cache)
 
-    def get_query_offset(self, layer_idx: int = 0) -> int:
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
         return self.length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.length + query_length if self.room is None else self.room, 0

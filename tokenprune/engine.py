@@ -20,6 +20,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.masking_utils import create_causal_mask
 
 from . import cache as caches
@@ -40,32 +41,63 @@ from .values import Seen, Shape, View
 log = logging.getLogger("tokenprune")
 
 
+_Depth = tuple[int | None, ...]
+"""`PromptState.layers`: blocks with the same one hold the same columns."""
+
+
 @dataclass(eq=False)
 class _Turn:
     """One forward pass: what its hooks hand to each other."""
 
     prompt: Any  # a PromptState before any block runs
     attention_mask: Tensor | None
-    total: int  # columns of the conversation, with those of this pass
+    total: int  # columns of the conversation with those of this pass, or of its mask where that has room for more
     cache: Any
     prefill: bool = False  # this pass prunes
     looks: ExitStack = field(default_factory=ExitStack)  # hooks on projections, for this pass
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
-    masks: dict[tuple[int | None, ...], Any] = field(default_factory=dict)  # by `PromptState.layers`
-    rotary: dict[tuple[int | None, ...], RotaryTables] = field(default_factory=dict)
+    held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
+    masks: dict[_Depth, Any] = field(default_factory=dict)
+    rotary: dict[_Depth, RotaryTables] = field(default_factory=dict)
     numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
 
 
-def _unreadable(ids: Tensor | None, mask: Any, cache: Any, starts: bool) -> str | None:
+def _unreadable(mask: Any, cache: Any, flash: bool, starts: bool, compiled: bool) -> str | None:
     """What keeps pruning from following this pass, and what to do instead; None if it can."""
-    if ids is None and starts:
-        return "it needs input_ids to see which columns are visual, got only inputs_embeds; pass input_ids"
-    if getattr(cache, "is_compileable", False):
-        return "static caches are not supported yet; leave cache_implementation at its default"
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-        got = f"{mask.ndim}-D mask" if isinstance(mask, Tensor) else type(mask).__name__
+        got = f"{mask.ndim}-D mask that is not causal" if isinstance(mask, Tensor) else type(mask).__name__
         return f"it needs a 2-D attention mask (prompts x columns) or none, got a {got}; pass the tokenizer's mask"
+    if flash and caches.room(cache):
+        return (
+            "flash attention reads the empty columns of a static cache too, with or without pruning; use sdpa, or "
+            "leave cache_implementation at its default"
+        )
+    if starts and compiled:
+        return (
+            "a prefill inside torch.compile would be compiled for every prompt; take torch.compile off the model and "
+            "pass cache_implementation='static' to generate, which compiles the decode steps only"
+        )
     return None
+
+
+def _columns(mask: Any, past: int, new: int) -> Any:
+    """The 2-D mask that a 4-D causal one was made of; anything else as it is.
+
+    Static caches come with a ready-made mask, some by attention type. Its last row sees all columns but padding.
+    """
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", mask)
+    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[1] != 1:
+        return mask
+    allowed = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] >= 0
+    visible = allowed[:, -1]
+    if new > 1:  # one row cannot be anything else than causal
+        columns = torch.arange(visible.shape[1], device=visible.device)
+        causal = columns <= columns[past : past + new, None]
+        real = visible[:, past : past + new, None]  # what padded rows see does not matter
+        if not torch.equal(allowed & real, visible[:, None] & causal & real):
+            return mask
+    return visible
 
 
 class Pruner:
@@ -79,6 +111,7 @@ class Pruner:
         self.config: Any = model.config
         self.base = adapter.base(model)
         self.decoder = adapter.decoder(self.base)
+        self.text: Any = self.decoder.config
         self.blocks = adapter.blocks(self.decoder)
         self.ecl: int | None = None
         self.state: PromptState | None = None  # the last prompt batch
@@ -113,7 +146,7 @@ class Pruner:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
                 work.schedule.plan(Shape(len(self.blocks), visual=1, ecl=self.ecl))
-        self._add(self.base.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
         self._add(self.base.register_forward_hook(self._end, always_call=True))
         self._add(self.decoder.register_forward_hook(self._restore))
         return self
@@ -123,9 +156,11 @@ class Pruner:
         self._forget()
         self._hooks.close()
         self._first = len(self.blocks)
+        torch.compiler.reset()
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
+        torch.compiler.reset()  # compiled code does not notice hooks that come or go: have it compiled anew
 
     def _hook(self, turn: _Turn) -> None:
         """Hook the blocks that this pass needs, and for a prefill the projections that its stages may look at.
@@ -157,7 +192,12 @@ class Pruner:
 
     # -- one forward pass, in order ------------------------------------------------------------------------------
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """The only hook that can tell whether the pass runs in code of torch.compile."""
+        self._begin(module, args, kwargs, torch.compiler.is_compiling())
+
+    @torch.compiler.disable
+    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any], compiled: bool) -> None:
         """Before the base model: columns with visual tokens make a PromptState, a later step finds it in its cache."""
         if getattr(self._live, "paused", False):
             return
@@ -165,32 +205,52 @@ class Pruner:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
-        past = cache.get_seq_length() if cache is not None else 0
         new = ids if ids is not None else given.get("inputs_embeds")
         if new is None:
             return  # the model says what is missing
-        turn = _Turn(caches.owned(cache), mask, total=int(past) + new.shape[1], cache=cache)
-        starts = not past or (ids is not None and new.shape[1] > 1 and self._shows(ids))
-        if (starts or turn.prompt is not None) and (reason := _unreadable(ids, mask, cache, starts)):
-            if ids is not None and turn.prompt is None and not self._shows(ids):
+        prompt, width = caches.owned(cache), new.shape[1]
+        step = prompt is not None and width == 1 and mask is not None  # a decode step that need not ask the cache
+        past = 0 if step or cache is None else int(cache.get_seq_length())
+        mask = _columns(mask, past, width)
+        total = mask.shape[1] if isinstance(mask, Tensor) else past + width
+        turn = _Turn(prompt, mask, total, cache=cache)
+        starts = not step and (not past or (ids is not None and width > 1 and self._shows(ids)))
+        reason = _unreadable(mask, cache, "flash" in self.text._attn_implementation, starts, compiled)
+        if starts and ids is None and (ids := self._recovered(new)) is None:
+            reason = (
+                "it needs input_ids to see which columns are visual, got inputs_embeds without a row that is the "
+                "embedding of a placeholder; pass input_ids, or such embeddings together with the pictures"
+            )
+        if (starts or prompt is not None) and reason:
+            if ids is not None and prompt is None and not self._shows(ids):
                 return  # no picture: nothing to prune, nothing to refuse
             raise PromptError(f"pruning cannot read these inputs: {reason}")
         if starts and ids is not None:
-            self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn)
+            self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn, past)
             turn.prefill = True
         if turn.prompt is not None:
             self._live.turn = turn
             self._hook(turn)
+            for block in () if turn.prefill else range(self._first, len(self.blocks)):
+                self._held(turn, block, new.device)  # what follows may be compiled: no sizes of this prompt in there
 
     def _shows(self, ids: Tensor) -> bool:
         return bool(self.adapter.visual(self.config, ids).any())
 
-    def _plan(self, module: nn.Module, args: Any, kwargs: Any, ids: Tensor, turn: _Turn) -> PromptState:
-        """The state of a new prompt batch; without stages if nothing will be dropped."""
-        start = turn.total - ids.shape[1]
+    def _recovered(self, embeds: Float[Tensor, "b s d"]) -> Int[Tensor, "b s"] | None:
+        """Token ids read back from embeddings, as models look for placeholders: -1 for text, None without any."""
+        table: Any = self.base.get_input_embeddings()
+        every = torch.arange(table.num_embeddings, device=embeds.device)
+        ids = embeds.new_full(embeds.shape[:2], -1, dtype=torch.long)
+        for mark in every[self.adapter.visual(self.config, every)]:
+            ids = ids.where((embeds != table(mark)).any(-1), mark)
+        return ids if (ids >= 0).any() else None
+
+    def _plan(self, module: nn.Module, args: Any, kwargs: Any, ids: Tensor, turn: _Turn, start: int) -> PromptState:
+        """The state of a new prompt batch, `start` columns into its conversation; without stages if nothing drops."""
         valid = torch.ones_like(ids, dtype=torch.bool)
         if turn.attention_mask is not None:
-            valid = turn.attention_mask[:, start : turn.total].to(ids.device, torch.bool)
+            valid = turn.attention_mask[:, start : start + ids.shape[1]].to(ids.device, torch.bool)
         visual = self.adapter.visual(self.config, ids) & valid
         columns = torch.arange(ids.shape[1], device=ids.device)
         after = valid & (columns > torch.where(visual, columns, -1).amax(1, keepdim=True))
@@ -252,12 +312,24 @@ class Pruner:
         }
         return (hidden, *args[1:]), {**kwargs, **changed}
 
+    def _held(self, turn: _Turn, block: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """The 2-D mask over what a block holds, and how many positions it lags behind if those are compact."""
+        prompt = turn.prompt
+        layers = prompt.layers(block)
+        if layers not in turn.held:
+            mask = prompt.mask(block, turn.attention_mask, turn.total, device)
+            if mask is not None and (room := caches.room(turn.cache)):
+                mask = functional.pad(mask, (0, room - mask.shape[1]))
+            compact = any(earlier.compact(block) for earlier in prompt.turns())
+            turn.held[layers] = mask, prompt.dropped(block, device) if compact else None
+        return turn.held[layers]
+
     def _mask(self, turn: _Turn, block: int, hidden: Tensor) -> Any:
         """The causal mask of this forward pass for a block, in whatever form the attention backend wants."""
         return create_causal_mask(
-            config=self.decoder.config,
+            config=self.text,
             inputs_embeds=hidden,
-            attention_mask=turn.prompt.mask(block, turn.attention_mask, turn.total, hidden.device),
+            attention_mask=self._held(turn, block, hidden.device)[0],
             past_key_values=None if turn.cache is None else caches.PhysicalLength(turn.cache, block),
             layer_idx=block,
         )
@@ -265,18 +337,21 @@ class Pruner:
     def _rotary(self, turn: _Turn, block: int, hidden: Tensor, kwargs: dict[str, Any]) -> RotaryTables:
         """Rotary tables of the columns a block sees: those of their old places, or of new ones if compact."""
         cos, sin = (table.to(hidden.device) for table in kwargs["position_embeddings"])  # blocks may lie apart
-        prompt = turn.prompt
-        everything, view = prompt.everything.to(hidden.device), prompt.seen(block).to(hidden.device)
-        if kwargs["position_ids"] is not None and any(earlier.compact(block) for earlier in prompt.turns()):
-            positions = kwargs["position_ids"].to(hidden.device) - prompt.dropped(block, hidden.device)
-            if turn.prefill:  # not every dropped token of this prompt lies before each kept one
-                ahead = everything.valid.sum(1, keepdim=True) - everything.valid.cumsum(1).gather(1, view.index)
-                ahead = ahead - view.valid.sum(1, keepdim=True) + view.valid.cumsum(1)
-                positions = positions.gather(1, view.index) + (ahead if prompt.compact(block) else 0)
+        prompt, lag = turn.prompt, self._held(turn, block, hidden.device)[1]
+        pruned = turn.prefill and prompt.layer(block) is not None
+        view = prompt.seen(block).to(hidden.device) if pruned else None
+        if lag is not None and kwargs["position_ids"] is not None:
+            positions = kwargs["position_ids"].to(hidden.device) - lag.to(hidden.device)
+            if view is not None:  # not every dropped token of this prompt lies before each kept one
+                positions = positions.gather(1, view.index)
+                if prompt.compact(block):
+                    valid = prompt.everything.to(hidden.device).valid
+                    behind = valid.sum(1, keepdim=True) - valid.cumsum(1).gather(1, view.index)
+                    positions = positions + behind - view.valid.sum(1, keepdim=True) + view.valid.cumsum(1)
             renumbered = self.adapter.rotary(self.decoder, hidden, positions.clamp_min(0))
             if renumbered is not None:
                 return renumbered
-        if not turn.prefill or prompt.layer(block) is None:
+        if view is None:
             return cos, sin
         return ops.gather_columns(cos, view.index), ops.gather_columns(sin, view.index)
 
@@ -361,8 +436,9 @@ class Pruner:
         def past(which: str) -> tuple[Tensor, Tensor]:
             block = layer if which == "next" else layer - 1
             held = prompt.mask(block, turn.attention_mask, turn.total, hidden.device)
-            keys = turn.cache.layers[block].keys[row]
-            keys = keys if which == "next" else keys[:, : -view.width]  # that block added its own already
+            length = int(caches.physical_length(turn.cache, block))
+            length = length if which == "next" else length - view.width  # that block added its own already
+            keys = turn.cache.layers[block].keys[row, :, :length]
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
             return keys, every if held is None else held[row, : keys.shape[1]]
 
@@ -402,6 +478,7 @@ class Pruner:
         output.last_hidden_state = full
         return output
 
+    @torch.compiler.disable
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the base model, also after an exception: nothing of this pass stays behind but what the cache owns."""
         if getattr(self._live, "paused", False):

@@ -93,7 +93,8 @@ class PromptState:
 
     def layer(self, block: int) -> int | None:
         """The stage whose view block number `block` sees of this prompt, or None if it sees everything."""
-        return max((layer for layer in self.views if layer <= block), default=None)
+        above = [layer for layer in self.views if layer <= block]
+        return max(above) if above else None
 
     def layers(self, block: int) -> tuple[int | None, ...]:
         """`layer` of every turn: blocks with the same answer hold the same columns."""

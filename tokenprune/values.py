@@ -150,7 +150,7 @@ class Seen:
     Attributes:
         layer: blocks that already ran.
         keep: how many of the n visual tokens will stay.
-        ids: token ids of the whole prompt.
+        ids: token ids of the whole prompt; -1 for text that came as embeddings.
         columns: column of each visual token in the whole prompt.
         visual: place of each visual token among the p columns.
         question: text tokens that follow the last visual token.
