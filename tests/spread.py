@@ -32,6 +32,7 @@ from tokenprune.registry import registry
 from tokenprune.schedules import Fixed
 
 OTHER: list[Prompt] = [(6, (3, "image", 8)), (7, (2, "image", 4, "image", 2)), (8, (5,))]  # another rank's prompts
+UNEQUAL: list[tuple[list[Prompt], int]] = [(RAGGED, 2), ([(8, (5,))], 5)]  # prompts and answer lengths of two ranks
 AT_3 = {"name": "fixed", "layer": 3, "keep": 6}
 VARIANTS = {
     "entropy of keys": {"name": "entropy", "states": "key", "normalize": "none"},  # rows: the same for any two heads
@@ -52,6 +53,9 @@ TALKS = {
     "three stages": RECIPES["mixture"],
     "pyramid": RECIPES["pyramid"],
 }
+WHOLE_HEADS = {f"model.language_model.layers.*.self_attn.{name}_proj": "colwise_gather_output" for name in "qkv"}
+WHOLE_HEADS["model.language_model.layers.*.self_attn.o_proj"] = "rowwise_split_input"
+OF_HEADS = ("entropy", "attention", "attention in the next block")
 WRAPS = ("ddp, wrapped first", "ddp, pruned first", "fsdp2, wrapped first", "fsdp2, pruned first")
 WRAPPED = ("entropy", "attention in the next block", "three stages")
 
@@ -75,13 +79,15 @@ def left(state: Any) -> dict[int, list[list[int]]]:
 
 
 @torch.no_grad()
-def pruned(lm: Any, family: str, recipe: Any, prompts: list[Prompt] = RAGGED, pruning: Any = None) -> dict[str, Any]:
+def pruned(
+    lm: Any, family: str, recipe: Any, prompts: list[Prompt] = RAGGED, pruning: Any = None, steps: int = 3
+) -> dict[str, Any]:
     """Columns left, answers and what the report says; `pruning` is one that is already attached."""
     attached = pruning or tokenprune.attach(lm, recipe if isinstance(recipe, Recipe) else {"prune": recipe})
     try:
         out = lm.generate(
             **inputs(family, prompts),
-            max_new_tokens=3,
+            max_new_tokens=steps,
             do_sample=False,
             output_logits=True,
             return_dict_in_generate=True,
@@ -138,6 +144,7 @@ def main(folder: Path) -> None:
     for wrap in WRAPS:
         for family in ("llava", "qwen2_5_vl"):
             data_parallel(wrap, family, rank, note)
+    out_of_step(rank, note)
     os.environ["TOKENPRUNE_CACHE"] = str(folder / f"cache-{rank}-of-fsdp2")
     wrapped_and_measured(note)
     torch.save(found, folder / f"{rank}.pt")
@@ -149,8 +156,8 @@ def tensor_parallel(folder: Path, rank: int, cache: Path, note: Callable[..., No
 
     from tokenprune.parallel import Ranks
 
-    def load(name: str, kind: type) -> Any:
-        lm: Any = kind.from_pretrained(folder / name, distributed_config=DistributedConfig(tp_plan="auto")).eval()
+    def load(name: str, kind: type, plan: Any = "auto") -> Any:
+        lm: Any = kind.from_pretrained(folder / name, distributed_config=DistributedConfig(tp_plan=plan)).eval()
         lm.generation_config.eos_token_id = None
         return lm
 
@@ -174,14 +181,14 @@ def tensor_parallel(folder: Path, rank: int, cache: Path, note: Callable[..., No
         quarrel = Recipe("quarrel", (Pass(Quarrel(torch.Generator().manual_seed(rank)), Fixed(3, keep=6)),))
         note("quarrel", lambda lm=lm, r=quarrel: pruned(lm, "llava", r))
         gather, Ranks.all_heads = Ranks.all_heads, lambda self, name, mine: mine  # type: ignore[method-assign]
-        for name in MUTABLE:
+        for name in OF_HEADS:
             note(f"own heads only: {name}", lambda lm=lm, n=name: pruned(lm, "llava", CASES[n]))
         Ranks.all_heads = gather  # type: ignore[method-assign]
+    whole = load("llava", LlavaForConditionalGeneration, WHOLE_HEADS)
+    for name in OF_HEADS:
+        note(f"whole heads: {name}", lambda name=name: pruned(whole, "llava", CASES[name]))
     shared = load("one_kv_head", LlavaForConditionalGeneration)
     note("refused: heads", lambda: bool(tokenprune.attach(shared, {"prune": CASES["entropy"]})))
-
-
-MUTABLE = ("entropy", "attention", "attention in the next block")
 
 
 def accelerator(kind: str, block: str) -> Any:
@@ -236,6 +243,14 @@ def data_parallel(wrap: str, family: str, rank: int, note: Callable[..., None]) 
             return {**found, "forward": forward, "kinds": kinds}
 
         note(f"{wrap}: {family}, {name}", run)
+
+
+def out_of_step(rank: int, note: Callable[..., None]) -> None:
+    """Ranks that run different things: pictures on the first only, and a longer answer on the second."""
+    _, lm = prepare("fsdp2", copy.deepcopy(model("llava")))
+    prompts, steps = UNEQUAL[rank]
+    for name in WRAPPED:
+        note(f"out of step: {name}", lambda name=name: pruned(lm, "llava", CASES[name], prompts, steps=steps))
 
 
 def wrapped_and_measured(note: Callable[..., None]) -> None:

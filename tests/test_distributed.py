@@ -12,7 +12,7 @@ import pytest
 import spread
 import torch
 from families import FAMILIES, RAGGED, inputs, model
-from spread import CASES, MEASURED, MUTABLE, OTHER, TALKS, WRAPPED, WRAPS
+from spread import CASES, MEASURED, OF_HEADS, OTHER, TALKS, UNEQUAL, WRAPPED, WRAPS
 from test_oracle import close
 
 import tokenprune
@@ -67,6 +67,13 @@ def test_tensor_parallel(family: str, case: str, ranks: Ranks) -> None:
         assert same(found[f"tensor parallel: {family}, {case}"], expected)
 
 
+@pytest.mark.parametrize("case", OF_HEADS)
+def test_a_plan_that_gathers_the_heads_itself(case: str, ranks: Ranks) -> None:
+    """Each rank has every head: none is counted twice."""
+    expected = spread.pruned(model("llava"), "llava", CASES[case])
+    assert all(same(found[f"whole heads: {case}"], expected) for found in ranks)
+
+
 @pytest.mark.parametrize("case", TALKS)
 def test_tensor_parallel_conversations(case: str, ranks: Ranks) -> None:
     expected = spread.talked(model("llava"), "llava", TALKS[case])
@@ -94,7 +101,7 @@ def test_ranks_that_disagree_keep_the_tokens_of_the_first(ranks: Ranks) -> None:
     assert same(second, first)
 
 
-@pytest.mark.parametrize("case", MUTABLE)
+@pytest.mark.parametrize("case", OF_HEADS)
 def test_the_comparison_can_fail(case: str, ranks: Ranks) -> None:
     """Scorers that see the heads of one rank only keep other tokens."""
     expected = spread.pruned(model("llava"), "llava", CASES[case])
@@ -123,6 +130,15 @@ def test_wrapped_by_accelerate(family: str, wrap: str, case: str, ranks: Ranks) 
         wrapper, weight = got["kinds"]
         assert wrapper == "DistributedDataParallel" if "ddp" in wrap else wrapper.startswith("FSDP")
         assert weight == ("Parameter" if "ddp" in wrap else "DTensor")
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_fsdp2_ranks_out_of_step(case: str, ranks: Ranks) -> None:
+    """Only one rank prunes, the other says more: pruning calls for no collective that the other would miss."""
+    for found, (prompts, steps) in zip(ranks, UNEQUAL, strict=True):
+        expected = spread.pruned(model("llava"), "llava", CASES[case], prompts, steps=steps)
+        assert same(found[f"out of step: {case}"], expected)
+    assert bool(ranks[0][f"out of step: {case}"]["left"]) > bool(ranks[1][f"out of step: {case}"]["left"])
 
 
 def test_a_layer_measured_before_is_known_under_fsdp2(ranks: Ranks) -> None:

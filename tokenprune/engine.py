@@ -229,9 +229,10 @@ class Pruner:
         return layer
 
     def _agreed(self, layer: int) -> int:
-        """The first rank's: each looks in a cache directory of its own."""
-        device = next(self.decoder.parameters()).device
-        return layer if self.ranks.group is None else int(self.ranks.agree(torch.tensor(layer, device=device)))
+        """The first rank's, under tensor parallelism: each looks in a cache directory of its own."""
+        if self.ranks.group is None:
+            return layer
+        return int(self.ranks.agree(torch.tensor(layer, device=next(self.decoder.parameters()).device)))
 
     def _look(self, turn: _Turn, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         """After a projection of block `layer - 1`: keep what the model computed, for the stage at `layer`."""
