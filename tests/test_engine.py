@@ -140,13 +140,6 @@ def test_a_sliding_window_is_refused() -> None:
         tokenprune.attach(lm, "divprune")
 
 
-def test_tensor_parallel_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = model("llava")
-    monkeypatch.setattr(lm, "_tp_size", 2)
-    with pytest.raises(UnsupportedModelError, match="tensor parallel"):
-        tokenprune.attach(lm, "divprune")
-
-
 def test_a_layer_beyond_the_depth_is_refused_on_entering() -> None:
     with (
         pytest.raises(LayerError, match="6 blocks"),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from . import overlay as pictures
 from .engine import Pruner
-from .errors import TokenpruneError
+from .errors import TokenpruneError, UnsupportedModelError
 from .flops import Geometry
 from .prompt import PromptState
 from .recipe import RecipeLike, load
@@ -22,6 +22,11 @@ class Pruning:
     """A recipe on a model. As a context manager it prunes inside the block; see `attach` for the lasting form."""
 
     def __init__(self, model: Any, recipe: RecipeLike, *overrides: str) -> None:
+        if not hasattr(model, "config"):
+            raise UnsupportedModelError(
+                f"expected a transformers model, which has a config, got {type(model).__name__}: pass the model inside "
+                "it, accelerator.unwrap_model(model) say; the wrapper's forward is then pruned too"
+            )
         self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config))
 
     def __enter__(self) -> Pruning:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers.masking_utils import create_causal_mask
 
 from . import cache as caches
-from . import ops
+from . import ops, parallel
 from .analysis import ecl
 from .errors import (
     AlreadyPrunedError,
@@ -113,6 +113,7 @@ class Pruner:
         self.decoder = adapter.decoder(self.base)
         self.text: Any = self.decoder.config
         self.blocks = adapter.blocks(self.decoder)
+        self.ranks = parallel.Ranks.of(model)
         self.ecl: int | None = None
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
@@ -134,13 +135,13 @@ class Pruner:
                 "this model is already being pruned: leave the other block (or call its handle's remove()) first, or "
                 "write both steps as passes of one recipe"
             )
-        reason = self.adapter.refuse(self.config)
-        if (getattr(self.model, "_tp_size", None) or 1) > 1:
-            reason = "it is tensor parallel, so each rank would score its own heads only; use device_map instead"
+        reason = self.adapter.refuse(self.config) or parallel.refuse(self.model, self.adapter, self.ranks)
         if reason:
             raise UnsupportedModelError(f"this {self.config.model_type} model cannot be pruned: {reason}")
-        needs_ecl = any(work.schedule.needs_ecl for work in self.recipe.passes)
-        self.ecl = ecl.known(self.model, self.adapter) if needs_ecl else None
+        if any(work.schedule.needs_ecl for work in self.recipe.passes):
+            self.ecl = self._agreed(ecl.known(self.model, self.adapter) or 0) or None
+            if self.ecl is None:
+                parallel.check_extra_pass(self.model)  # and when it is measured: weights may be sharded later
         for work in self.recipe.passes:
             if self.ecl is None and work.schedule.needs_ecl:
                 continue
@@ -268,13 +269,16 @@ class Pruner:
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
         """One extra unpruned prefill; its first prompt with a picture decides. Remembered, and said once."""
+        parallel.check_extra_pass(self.model)
         self._live.paused = True
         try:
             alone = {**kwargs, "use_cache": False, "past_key_values": None}
-            entropies = ecl.layer_entropies(self.adapter, self.decoder, visual, lambda: module(*args, **alone))
+            entropies = ecl.layer_entropies(
+                self.adapter, self.decoder, visual, lambda: module(*args, **alone), ranks=self.ranks
+            )
         finally:
             self._live.paused = False
-        layer = ecl.collapse(entropies)
+        layer = self._agreed(ecl.collapse(entropies))
         path = ecl.remember(self.model, self.adapter, entropies)
         log.warning(
             "Entropy Collapse Layer of this model: %d of %d, measured on its first prompt, %s",
@@ -283,6 +287,12 @@ class Pruner:
             f"remembered in {path}" if path else "not remembered (cache not writable, or weights offloaded)",
         )
         return layer
+
+    def _agreed(self, layer: int) -> int:
+        """The first rank's, under tensor parallelism: each looks in a cache directory of its own."""
+        if self.ranks.group is None:
+            return layer
+        return int(self.ranks.agree(torch.tensor(layer, device=next(self.decoder.parameters()).device)))
 
     def _look(self, turn: _Turn, layer: int, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         """After a projection of block `layer - 1`: keep what the model computed, for the stage at `layer`."""
@@ -397,6 +407,7 @@ class Pruner:
             raise ScorerError(f"{name} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
         if score.shape != (n,):
             raise ScorerError(f"{name} must give one number per visual token: expected shape ({n},), got {score.shape}")
+        score = self.ranks.agree(score)
         turn.numbers.append((name, ~score.isnan().any()))
         chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
         merger = stage.work.merger
@@ -419,15 +430,16 @@ class Pruner:
         cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
         before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
 
-        def heads(flat: Float[Tensor, "r w"]) -> Float[Tensor, "heads r dh"]:
-            return rearrange(flat, "r (heads dh) -> heads r dh", dh=self.adapter.head_size(here))
+        def heads(name: str, flat: Float[Tensor, "r w"]) -> Float[Tensor, "heads r dh"]:
+            mine = rearrange(flat, "r (heads dh) -> heads r dh", dh=self.adapter.head_size(here))
+            return self.ranks.all_heads(name, mine)
 
         def looked(name: str, rows: Tensor | None) -> Tensor:
             mine = turn.looked[layer, name][row][real]
-            return heads(mine if rows is None else mine[rows])
+            return heads(name, mine if rows is None else mine[rows])
 
         def following(name: str, rows: Tensor | None) -> Tensor:
-            return heads(self.adapter.project(here, name, states if rows is None else states[rows]))
+            return heads(name, self.adapter.project(here, name, states if rows is None else states[rows]))
 
         def rotate(heads_rows: Tensor, rows: Tensor | None) -> Tensor:
             picked = (cos, sin) if rows is None else (cos[rows], sin[rows])
@@ -440,7 +452,7 @@ class Pruner:
             length = length if which == "next" else length - view.width  # that block added its own already
             keys = turn.cache.layers[block].keys[row, :, :length]
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
-            return keys, every if held is None else held[row, : keys.shape[1]]
+            return self.ranks.all_heads("keys", keys), every if held is None else held[row, : keys.shape[1]]
 
         full = prompt.everything.lengths[row]
         ids = prompt.ids[row]

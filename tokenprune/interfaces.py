@@ -60,7 +60,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def projections(self, block: nn.Module) -> Mapping[str, nn.Module]:
-        """`queries`, `keys`, `values` -> the linear layer whose output holds them, heads concatenated."""
+        """`queries`, `keys`, `values` -> the linear layer whose output holds them, heads concatenated (tensor parallel:
+        this rank's heads).
+        """
 
     @abstractmethod
     def project(self, block: nn.Module, name: str, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r w"]:

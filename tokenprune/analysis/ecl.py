@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import yaml
+from einops import rearrange
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, parallel
 from ..interfaces import Adapter
 from ..recipe import configs
 
@@ -37,20 +38,26 @@ def layer_entropies(
     visual: Bool[Tensor, "b s"],
     run: Callable[[], object],
     states: str = "queries",
+    ranks: parallel.Ranks | None = None,
 ) -> list[float]:
     """Matrix entropy of the visual tokens' states in every block, in nats, while `run()` does one unpruned prefill.
 
-    Of the first prompt that has visual tokens; `states` is `queries` or `keys`.
+    Of the first prompt that has visual tokens; `states` is `queries` or `keys`. `ranks` add their heads.
     """
     row = int(visual.any(1).int().argmax())
     columns = visual[row].nonzero()[:, 0]
     found: list[Tensor] = []
+    blocks = adapter.blocks(decoder)
 
     def measure(module: nn.Module, args: Any, output: Tensor) -> None:
-        found.append(ops.layer_entropy(output[row, columns.to(output.device)]).cpu())
+        mine = output[row, columns.to(output.device)]
+        if ranks is not None:
+            heads = ranks.all_heads(states, rearrange(mine, "n (h dh) -> h n dh", dh=adapter.head_size(blocks[0])))
+            mine = rearrange(heads, "h n dh -> n (h dh)")
+        found.append(ops.layer_entropy(mine).cpu())
 
     with ExitStack() as hooks:
-        for block in adapter.blocks(decoder):
+        for block in blocks:
             hooks.callback(adapter.projections(block)[states].register_forward_hook(measure).remove)
         run()
     return [float(entropy) for entropy in found]
@@ -114,7 +121,7 @@ def _fingerprint(model: Any, adapter: Adapter) -> str | None:
     digest = hashlib.sha256(f"{model.config.model_type} {len(blocks)}".encode())
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
         for projection in adapter.projections(block).values():
-            weight: Any = projection.weight
+            weight = parallel.whole(projection.weight)
             if weight.is_meta:
                 return None
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 256)].to("cpu", torch.float32)
