@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache as memo
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .errors import PromptError
@@ -13,6 +14,8 @@ from .errors import PromptError
 class Owned(Protocol):
     """What the cache does to its prompt."""
 
+    @property
+    def pruned(self) -> bool: ...
     @property
     def hidden(self) -> int: ...
     @property
@@ -27,9 +30,21 @@ class PromptOwner:
     The state lives in the cache, so it goes wherever the cache goes: kept between turns, deep-copied, reordered by
     beams, freed with it. Two conversations on one model can never mix. If the first layer itself was pruned, its
     length still counts the dropped columns: callers slice follow-up turns and number positions by it.
+
+    A pruned cache goes on only where a pruning block follows: anywhere else the model would make masks and positions
+    for columns that are not there.
     """
 
     prompt: Owned | None
+    followed: bool = False  # by a pruning block, for the length of a pass
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        if self.prompt is not None and self.prompt.pruned and not self.followed:
+            raise PromptError(
+                "this cache was pruned, and no pruning block follows this pass: go on inside `with tokenprune.prune("
+                "model, recipe)`, where any recipe will do, or start from an empty cache"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
         physical = self.physical_length()
@@ -58,7 +73,13 @@ class PromptOwner:
                 f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
                 "prompt: blocks hold different columns of it. Copy the cache before the prompt instead."
             )
+        before = self.physical_length()
         super().crop(tokens_to_remove)  # type: ignore[misc]
+        if before - self.physical_length() != abs(tokens_to_remove):
+            raise PromptError(
+                f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up decoding "
+                "need: leave cache_implementation at its default, or decode without them"
+            )
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
@@ -88,6 +109,27 @@ def owned(cache: Any) -> Any | None:
     """The prompt that owns this cache, or None."""
     layers = getattr(cache, "layers", None)
     return getattr(layers[0], "prompt", None) if layers else None
+
+
+def follow(cache: Any, followed: bool) -> None:
+    """Say whether a pruning block follows the pass that this cache is in."""
+    layers = getattr(cache, "layers", None)
+    if layers and isinstance(layers[0], PromptOwner):
+        layers[0].followed = followed
+
+
+def keys(cache: Any, block: int, row: int, device: torch.device) -> Tensor:
+    """The keys that a block holds of one prompt, `h c dh`, wherever the cache keeps them."""
+    layer = cache.layers[block]
+    if getattr(cache, "offloading", False):  # they may be on their way back, on a stream of the cache
+        torch.cuda.default_stream(device).wait_stream(cache.prefetch_stream)
+    held = layer.keys
+    if held.ndim != 4 or held.shape[-2] != PhysicalLength(cache, block).length:
+        raise PromptError(
+            f"the scorer reads the keys of earlier turns, which a {type(cache).__name__} does not keep as they were: "
+            "leave cache_implementation at its default, or use a scorer that reads no attention in later turns"
+        )
+    return held[row].to(device)
 
 
 class PhysicalLength:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,11 +34,18 @@ from .errors import (
     UnsupportedModelError,
 )
 from .interfaces import Adapter, RotaryTables
-from .prompt import PromptState, Stage, plan_stages
+from .prompt import PromptState, Stage, plan, plan_stages
 from .recipe import Recipe
+from .registry import registry
 from .values import Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
+
+# What can be sorted everywhere.
+NUMBERS = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 @dataclass(eq=False)
@@ -49,11 +57,16 @@ class _Turn:
     total: int  # columns of the conversation, with those of this pass
     cache: Any
     prefill: bool = False  # this pass prunes
-    looks: ExitStack = field(default_factory=ExitStack)  # hooks on projections, for this pass
+    after: ExitStack = field(default_factory=ExitStack)  # what to undo when this pass is over
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[tuple[int | None, ...], Any] = field(default_factory=dict)  # by `PromptState.layers`
     rotary: dict[tuple[int | None, ...], RotaryTables] = field(default_factory=dict)
     numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
+
+
+def _own(shown: Tensor) -> Tensor:
+    """A copy of what a scorer is shown, where torch would not notice that it is changed in place."""
+    return shown.clone() if shown.is_inference() else shown
 
 
 def _unreadable(ids: Tensor | None, mask: Any, cache: Any, starts: bool) -> str | None:
@@ -84,7 +97,9 @@ class Pruner:
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
-        self._lock = threading.Lock()
+        self._attached = False
+        self._running: set[_Turn] = set()  # passes, of any thread
+        self._idle = threading.Condition()  # guards these two and the hooks
         self._hooks = ExitStack()
         self._first = len(self.blocks)  # from here on blocks are hooked
 
@@ -112,17 +127,26 @@ class Pruner:
             if self.ecl is None and work.schedule.needs_ecl:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
-                work.schedule.plan(Shape(len(self.blocks), visual=1, ecl=self.ecl))
+                plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
         self._add(self.base.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._add(self.base.register_forward_hook(self._end, always_call=True))
         self._add(self.decoder.register_forward_hook(self._restore))
+        self._attached = True
         return self
 
     def remove(self) -> None:
-        """Take every hook out. The last `state` stays readable; caches pruned so far stay valid inside a new block."""
+        """Take every hook out, when passes that run in other threads are through.
+
+        The last `state` stays readable; caches pruned so far stay valid inside a new block.
+        """
         self._forget()
-        self._hooks.close()
-        self._first = len(self.blocks)
+        with self._idle:
+            self._attached = False
+            try:
+                self._idle.wait_for(lambda: not self._running)
+            finally:
+                self._hooks.close()
+                self._first = len(self.blocks)
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
@@ -133,17 +157,16 @@ class Pruner:
         Block hooks stay; projections are hooked for one pass only, on the modules that are there now: a LoRA wrapped
         around them in between is seen, and decode steps do not pay.
         """
-        with self._lock:
-            first = min((layer for prompt in turn.prompt.turns() for layer in prompt.stages), default=len(self.blocks))
-            for block in range(first, self._first):
-                enter = partial(self._enter, block)
-                self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
-            self._first = min(self._first, first)
+        first = min((layer for prompt in turn.prompt.turns() for layer in prompt.stages), default=len(self.blocks))
+        for block in range(first, self._first):
+            enter = partial(self._enter, block)
+            self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
+        self._first = min(self._first, first)
         for layer in turn.prompt.stages if turn.prefill else ():
             if layer:
                 for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
                     look = partial(self._look, turn, layer, name)
-                    turn.looks.callback(module.register_forward_hook(look).remove)
+                    turn.after.callback(module.register_forward_hook(look).remove)
 
     @property
     def _turn(self) -> _Turn | None:
@@ -152,7 +175,10 @@ class Pruner:
     def _forget(self) -> None:
         """End this thread's pass; also one that Ctrl-C left behind, after which torch runs no hook."""
         if (turn := self._turn) is not None:
-            turn.looks.close()
+            turn.after.close()
+            with self._idle:
+                self._running.discard(turn)
+                self._idle.notify_all()
         self._live.turn = None
 
     # -- one forward pass, in order ------------------------------------------------------------------------------
@@ -179,8 +205,14 @@ class Pruner:
             self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn)
             turn.prefill = True
         if turn.prompt is not None:
-            self._live.turn = turn
-            self._hook(turn)
+            with self._idle:
+                if not self._attached:
+                    return  # the block was left while this pass began
+                self._running.add(turn)
+                self._live.turn = turn
+                self._hook(turn)
+            turn.after.callback(caches.follow, cache, False)
+            caches.follow(cache, True)
 
     def _shows(self, ids: Tensor) -> bool:
         return bool(self.adapter.visual(self.config, ids).any())
@@ -308,24 +340,53 @@ class Pruner:
         hidden = ops.gather_columns(hidden, local)
         return hidden.masked_fill(~narrowed.valid[..., None], 0) if narrowed.padded else hidden
 
-    @torch.no_grad()
     def _select(
         self, turn: _Turn, stage: Stage, row: int, seen: Seen
     ) -> tuple[Int[Tensor, "j"], Float[Tensor, "n d"] | None]:
         """Which of one prompt's visual tokens stay (in order), and all of them after merging, if any."""
-        scorer, n = stage.work.scorer, len(seen.visual)
-        name = f"scorer {type(scorer).__name__} at layer {seen.layer}, prompt {row},"
-        shared = [t for t in (seen.states, *turn.looked.values()) if not t.is_inference()]  # those count no versions
+        where = f"at layer {seen.layer}, prompt {row},"
+        scorer, merger = stage.work.scorer, stage.work.merger
+        who = f"{registry().origin('scorer', type(scorer))} {where}"
+        with torch.no_grad():
+            score = self._call(turn, who, seen, partial(scorer.score, seen))
+            self._check(turn, who, "one number per visual token", score, seen.visual, NUMBERS)
+            chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
+        if merger is None:
+            return chosen, None
+        who, hidden = f"{registry().origin('merger', merger)} {where}", seen.hidden
+        folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
+        self._check(turn, who, "as many rows as it got", folded, hidden, (hidden.dtype,))
+        return chosen, folded
+
+    def _call(self, turn: _Turn, who: str, seen: Seen, plugin: Callable[[], Any]) -> Any:
+        """What a scorer or merger gives; its own errors are said with its name."""
+        # Inference tensors count no versions: `_seen` hands out copies of them.
+        shared = [t for t in (seen.ids, seen.states, *turn.looked.values()) if not t.is_inference()]
         versions = [t._version for t in shared]
-        score = scorer.score(seen)
+        try:
+            given = plugin()
+        except torch.OutOfMemoryError:  # nobody's fault, and callers catch it to try a smaller batch
+            raise
+        except Exception as error:
+            raise ScorerError(f"{who} failed with {type(error).__name__}: {error}") from error
         if versions != [t._version for t in shared]:
-            raise ScorerError(f"{name} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
-        if score.shape != (n,):
-            raise ScorerError(f"{name} must give one number per visual token: expected shape ({n},), got {score.shape}")
-        turn.numbers.append((name, ~score.isnan().any()))
-        chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
-        merger = stage.work.merger
-        return chosen, None if merger is None else merger(seen.hidden, chosen, seen)
+            raise ScorerError(f"{who} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
+        return given
+
+    def _check(
+        self, turn: _Turn, who: str, what: str, given: Any, like: Tensor, dtypes: tuple[torch.dtype, ...]
+    ) -> None:
+        """Refuse what does not fit; NaN is looked for here and asked about at the end of the pass."""
+        if not isinstance(given, Tensor):
+            raise ScorerError(f"{who} must give {what}: expected a tensor, got {type(given).__name__}")
+        if given.shape != like.shape:
+            raise ScorerError(f"{who} must give {what}: expected shape {tuple(like.shape)}, got {tuple(given.shape)}")
+        if given.device != like.device:
+            raise ScorerError(f"{who} must give {what}: expected them on {like.device}, got {given.device}")
+        if given.dtype not in dtypes:
+            wanted = str(dtypes[0]) if len(dtypes) == 1 else "real numbers"
+            raise ScorerError(f"{who} must give {what}: expected {wanted}, got {given.dtype}")
+        turn.numbers.append((who, ~given.isnan().any()))
 
     def _seen(
         self,
@@ -340,7 +401,7 @@ class Pruner:
         """One prompt's lazy view of the batch, pads left out."""
         prompt, length = turn.prompt, view.lengths[row]
         real = slice(None) if length == view.width else view.valid[row].int().argsort(stable=True)[-length:]
-        states = hidden[row][real]
+        states = _own(hidden[row][real])
         cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
         before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
 
@@ -349,7 +410,7 @@ class Pruner:
 
         def looked(name: str, rows: Tensor | None) -> Tensor:
             mine = turn.looked[layer, name][row][real]
-            return heads(mine if rows is None else mine[rows])
+            return heads(_own(mine) if rows is None else mine[rows])
 
         def following(name: str, rows: Tensor | None) -> Tensor:
             return heads(self.adapter.project(here, name, states if rows is None else states[rows]))
@@ -361,7 +422,7 @@ class Pruner:
         def past(which: str) -> tuple[Tensor, Tensor]:
             block = layer if which == "next" else layer - 1
             held = prompt.mask(block, turn.attention_mask, turn.total, hidden.device)
-            keys = turn.cache.layers[block].keys[row]
+            keys = caches.keys(turn.cache, block, row, hidden.device)
             keys = keys if which == "next" else keys[:, : -view.width]  # that block added its own already
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
             return keys, every if held is None else held[row, : keys.shape[1]]
@@ -375,7 +436,7 @@ class Pruner:
         return Seen(
             layer=layer,
             keep=prompt.stages[layer].kept[row],
-            ids=ids.to(hidden.device),
+            ids=_own(ids.to(hidden.device)),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
             question=prompt.question[row],
@@ -392,15 +453,23 @@ class Pruner:
         turn = self._turn
         if turn is None or not turn.prefill or not turn.prompt.views:
             return None
-        hidden = output[0]
-        view = turn.prompt.views[max(turn.prompt.views)].to(hidden.device)
+        spread = partial(self._spread, turn.prompt)
+        if isinstance(output, tuple):
+            return (spread(len(self.blocks), output[0]), *output[1:])
+        output.last_hidden_state = spread(len(self.blocks), output.last_hidden_state)
+        if getattr(output, "hidden_states", None):  # what entered the first block, then what left each one
+            output.hidden_states = tuple(spread(i, hidden) for i, hidden in enumerate(output.hidden_states))
+        return output
+
+    def _spread(self, prompt: PromptState, ran: int, hidden: Tensor | None) -> Tensor | None:
+        """Hidden states after `ran` blocks, each row at its prompt column."""
+        view = prompt.seen(max(ran - 1, 0))
+        if hidden is None or view is prompt.everything:
+            return hidden
+        view = view.to(hidden.device)
         hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
         full = hidden.new_zeros(hidden.shape[0], view.span, hidden.shape[-1])
-        full = full.scatter(1, view.index[..., None].expand_as(hidden), hidden)
-        if isinstance(output, tuple):
-            return (full, *output[1:])
-        output.last_hidden_state = full
-        return output
+        return full.scatter(1, view.index[..., None].expand_as(hidden), hidden)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the base model, also after an exception: nothing of this pass stays behind but what the cache owns."""
@@ -410,11 +479,11 @@ class Pruner:
         self._forget()
         if turn is None or output is None:
             return
+        if turn.prefill and turn.cache is not None:
+            caches.own(turn.cache, turn.prompt)
         if turn.numbers:
             names, fine = zip(*turn.numbers, strict=True)
             good = torch.stack([flag.to(fine[0].device) for flag in fine]).tolist()
             if not all(good):
                 name = names[good.index(False)]
-                raise ScorerError(f"{name} gave NaN: fix the scorer; this pass's outputs are not to be used")
-        if turn.prefill and turn.cache is not None:
-            caches.own(turn.cache, turn.prompt)
+                raise ScorerError(f"{name} gave NaN: this pass's outputs and cache are not to be used")
