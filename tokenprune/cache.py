@@ -73,13 +73,12 @@ class PromptOwner:
                 f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
                 "prompt: blocks hold different columns of it. Copy the cache before the prompt instead."
             )
-        before = self.physical_length()
-        super().crop(tokens_to_remove)  # type: ignore[misc]
-        if before - self.physical_length() != abs(tokens_to_remove):
+        if self.prompt is not None and not holds_keys(self):
             raise PromptError(
                 f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up decoding "
                 "need: leave cache_implementation at its default, or decode without them"
             )
+        super().crop(tokens_to_remove)  # type: ignore[misc]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
@@ -118,18 +117,28 @@ def follow(cache: Any, followed: bool) -> None:
         layers[0].followed = followed
 
 
+def length(layer: Any) -> int:
+    """How many columns a layer of a cache really holds."""
+    count = getattr(layer, "physical_length", None) or getattr(layer, "get_seq_length", None)
+    return int(count()) if count is not None else 0
+
+
+def holds_keys(layer: Any) -> bool:
+    """Whether the layer's `keys` are all it holds: a quantised layer has only the latest ones there."""
+    return bool(layer.keys.ndim == 4 and layer.keys.shape[-2] == length(layer))
+
+
 def keys(cache: Any, block: int, row: int, device: torch.device) -> Tensor:
     """The keys that a block holds of one prompt, `h c dh`, wherever the cache keeps them."""
     layer = cache.layers[block]
     if getattr(cache, "offloading", False):  # they may be on their way back, on a stream of the cache
         torch.cuda.default_stream(device).wait_stream(cache.prefetch_stream)
-    held = layer.keys
-    if held.ndim != 4 or held.shape[-2] != PhysicalLength(cache, block).length:
+    if not holds_keys(layer):
         raise PromptError(
             f"the scorer reads the keys of earlier turns, which a {type(cache).__name__} does not keep as they were: "
             "leave cache_implementation at its default, or use a scorer that reads no attention in later turns"
         )
-    return held[row].to(device)
+    return layer.keys[row].to(device)
 
 
 class PhysicalLength:
@@ -139,8 +148,7 @@ class PhysicalLength:
 
     def __init__(self, cache: Any, block: int) -> None:
         layer = cache.layers[block] if block < len(cache.layers) else None  # appended when the block first runs
-        count = getattr(layer, "physical_length", None) or getattr(layer, "get_seq_length", None)
-        self.length = int(count()) if count is not None else 0
+        self.length = length(layer)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         return self.length

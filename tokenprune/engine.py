@@ -365,7 +365,7 @@ class Pruner:
         versions = [t._version for t in shared]
         try:
             given = plugin()
-        except torch.OutOfMemoryError:  # nobody's fault, and callers catch it to try a smaller batch
+        except (PromptError, torch.OutOfMemoryError):  # not its fault; callers catch the latter to try less at once
             raise
         except Exception as error:
             raise ScorerError(f"{who} failed with {type(error).__name__}: {error}") from error
