@@ -22,6 +22,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import cache as caches
 from . import ops
@@ -204,6 +205,11 @@ class Pruner:
         if starts and ids is not None:
             self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn)
             turn.prefill = True
+            if turn.prompt.stages and self._recomputed():
+                raise UnsupportedModelError(
+                    "under gradient checkpointing this transformers runs hooks a second time, without their prompt: "
+                    "call model.gradient_checkpointing_disable(), or install a later transformers"
+                )
         if turn.prompt is not None:
             with self._idle:
                 if not self._attached:
@@ -213,6 +219,11 @@ class Pruner:
                 self._hook(turn)
             turn.after.callback(caches.follow, cache, False)
             caches.follow(cache, True)
+
+    def _recomputed(self) -> bool:
+        """Whether the backward pass will run blocks with their hooks again; later transformers leave hooks out."""
+        checkpointed = any(block.training and getattr(block, "gradient_checkpointing", False) for block in self.blocks)
+        return checkpointed and torch.is_grad_enabled() and "__call__" in vars(GradientCheckpointingLayer)
 
     def _shows(self, ids: Tensor) -> bool:
         return bool(self.adapter.visual(self.config, ids).any())
