@@ -71,7 +71,8 @@ class PromptOwner:
         if abs(tokens_to_remove) > room:
             raise PromptError(
                 f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
-                "prompt: blocks hold different columns of it. Copy the cache before the prompt instead."
+                "prompt: they had a part in what was dropped. Copy the cache before the prompt instead; in generate, "
+                "leave out an assistant_model or look-up, which drafts along with the prompt."
             )
         if self.prompt is not None and not holds_keys(self):
             raise PromptError(

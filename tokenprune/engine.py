@@ -70,8 +70,13 @@ def _own(shown: Tensor) -> Tensor:
     return shown.clone() if shown.is_inference() else shown
 
 
-def _unreadable(ids: Tensor | None, mask: Any, cache: Any, starts: bool) -> str | None:
+PACKED = "several prompts share one row (continuous batching, padding-free training); give each prompt a row of its own"
+
+
+def _unreadable(ids: Tensor | None, mask: Any, cache: Any, starts: bool, packed: bool) -> str | None:
     """What keeps pruning from following this pass, and what to do instead; None if it can."""
+    if packed:
+        return PACKED
     if ids is None and starts:
         return "it needs input_ids to see which columns are visual, got only inputs_embeds; pass input_ids"
     if getattr(cache, "is_compileable", False):
@@ -198,12 +203,13 @@ class Pruner:
             return  # the model says what is missing
         turn = _Turn(caches.owned(cache), mask, total=int(past) + new.shape[1], cache=cache)
         starts = not past or (ids is not None and new.shape[1] > 1 and self._shows(ids))
-        if (starts or turn.prompt is not None) and (reason := _unreadable(ids, mask, cache, starts)):
+        packed = given.get("cu_seq_lens_q") is not None
+        if (starts or turn.prompt is not None) and (reason := _unreadable(ids, mask, cache, starts, packed)):
             if ids is not None and turn.prompt is None and not self._shows(ids):
                 return  # no picture: nothing to prune, nothing to refuse
             raise PromptError(f"pruning cannot read these inputs: {reason}")
         if starts and ids is not None:
-            self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn)
+            self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn, given.get("position_ids"))
             turn.prefill = True
             if turn.prompt.stages and self._recomputed():
                 raise UnsupportedModelError(
@@ -228,7 +234,9 @@ class Pruner:
     def _shows(self, ids: Tensor) -> bool:
         return bool(self.adapter.visual(self.config, ids).any())
 
-    def _plan(self, module: nn.Module, args: Any, kwargs: Any, ids: Tensor, turn: _Turn) -> PromptState:
+    def _plan(
+        self, module: nn.Module, args: Any, kwargs: Any, ids: Tensor, turn: _Turn, positions: Tensor | None
+    ) -> PromptState:
         """The state of a new prompt batch; without stages if nothing will be dropped."""
         start = turn.total - ids.shape[1]
         valid = torch.ones_like(ids, dtype=torch.bool)
@@ -242,7 +250,16 @@ class Pruner:
                 "a picture was split between two passes, so its tokens cannot be compared: leave prefill_chunk_size at "
                 "None, or choose one that ends between pictures"
             )
-        lengths, counts, question = torch.stack([valid.sum(1), visual.sum(1), after.sum(1)]).tolist()  # the one sync
+        restarts = torch.zeros_like(valid)  # of positions, within a row
+        if positions is not None:
+            positions = positions.reshape(-1, *positions.shape[-2:])[0].to(
+                ids.device
+            )  # M-RoPE: text or time comes first
+            restarts[:, 1:] = (positions[:, 1:] < positions[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+        numbers = torch.stack([tensor.sum(1) for tensor in (valid, visual, after, restarts)])
+        lengths, counts, question, packed = numbers.tolist()  # the one sync
+        if any(counts) and any(packed):
+            raise PromptError(f"pruning cannot read these inputs: {PACKED}")
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
         stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
