@@ -274,12 +274,12 @@ def test_trainer(tmp_path: Path) -> None:
     def loss() -> float:
         return sum(lm(**collate(rows)).loss.item() * len(rows) for rows in (data[:2], data[2:])) / 3
 
+    ignored = ["past_key_values", "image_hidden_states"]  # transformers 5.19 cannot gather caches
     plain, hooks = loss(), sum(len(part._forward_pre_hooks) for part in lm.modules())
     with tokenprune.prune(lm, MIXTURE):
         pruned = loss()
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(pruned, rel=1e-4)
-        predicted = trainer.predict(data).predictions
-        predicted = predicted[0] if isinstance(predicted, tuple) else predicted
+        assert trainer.evaluate(ignore_keys=ignored)["eval_loss"] == pytest.approx(pruned, rel=1e-4)
+        predicted = trainer.predict(data, ignore_keys=ignored).predictions
         assert predicted.shape[:2] == (3, data[0]["input_ids"].shape[1])
         trainer.train()
     first, second = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
