@@ -26,7 +26,7 @@ class Talk:
 
     def __init__(self, family: str, cache: Any = None) -> None:
         self.family, self.lm = family, model(family)
-        self.cache = cache or DynamicCache(config=self.lm.config.get_text_config())
+        self.cache = DynamicCache(config=self.lm.config.get_text_config()) if cache is None else cache
         self.mask = torch.zeros(3, 0, dtype=torch.long)
 
     def turn(self, prompts: list[Prompt]) -> torch.Tensor:
@@ -60,8 +60,8 @@ def converse(talk: Talk) -> list[torch.Tensor]:
 class Masked(Talk):
     """The same talk on the unpruned model, where blocks do not see what was dropped: written without the engine."""
 
-    def __init__(self, family: str, states: list[PromptState]) -> None:
-        super().__init__(family)
+    def __init__(self, family: str, states: list[PromptState], cache: Any = None) -> None:
+        super().__init__(family, cache)
         self.states = states
 
     def _pass(self, ids: torch.Tensor, mask: torch.Tensor, **given: Any) -> torch.Tensor:

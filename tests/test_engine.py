@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from torch import nn
 from transformers import DynamicCache, TextIteratorStreamer
 
 import tokenprune
-from tokenprune import Scorer
 from tokenprune.errors import AlreadyPrunedError, LayerError, PromptError, ScorerError, UnsupportedModelError
 
 MIXTURE = {"prune": RECIPES["mixture"]}
@@ -42,53 +40,6 @@ def test_nothing_stays_on_the_model(family: str) -> None:
     after = attributes(lm)
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert not {name for name in changed if not name.endswith("rope_deltas")}  # Qwen's own, set at every prefill
-
-
-@dataclass(frozen=True)
-class Failing(Scorer):
-    how: str = "raise"
-
-    def score(self, seen: Any) -> torch.Tensor:
-        if self.how == "raise":
-            raise RuntimeError("broken scorer")
-        if self.how == "interrupt":
-            raise KeyboardInterrupt
-        if self.how == "mutate":
-            seen.states.zero_()
-        if self.how == "mutate states":
-            seen.previous("keys", None).mul_(2)
-        return torch.full((len(seen.visual) + (self.how == "shape"),), float("nan"))
-
-
-@pytest.mark.parametrize(
-    ("how", "error"),
-    [
-        ("raise", RuntimeError),
-        ("interrupt", KeyboardInterrupt),
-        ("shape", ScorerError),
-        ("nan", ScorerError),
-        ("mutate", ScorerError),
-        ("mutate states", ScorerError),
-    ],
-)
-def test_a_failing_scorer_leaves_a_working_model(how: str, error: type[BaseException]) -> None:
-    lm = model("llava")
-    before = logits(answer("llava", "sdpa", RAGGED))
-    hooks = attributes(lm)
-    recipe = {"prune": [{"scorer": Failing(how), "schedule": {"name": "fixed", "layer": 2, "keep": 3}}]}
-    with pytest.raises(error), tokenprune.prune(lm, recipe) as pruning:
-        answer("llava", "sdpa", RAGGED)
-    assert pruning._pruner._turn is None
-    assert attributes(lm) == hooks
-    assert torch.equal(logits(answer("llava", "sdpa", RAGGED)), before)
-
-
-def test_an_error_inside_the_block_removes_the_hooks() -> None:
-    lm = model("llava")
-    before = attributes(lm)
-    with pytest.raises(ZeroDivisionError), tokenprune.prune(lm, "random"):
-        _ = 1 / 0
-    assert attributes(lm) == before
 
 
 def test_nested_pruning_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache as memo
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .errors import PromptError
@@ -13,6 +14,8 @@ from .errors import PromptError
 class Owned(Protocol):
     """What the cache does to its prompt."""
 
+    @property
+    def pruned(self) -> bool: ...
     @property
     def hidden(self) -> int: ...
     @property
@@ -27,9 +30,22 @@ class PromptOwner:
     The state lives in the cache, so it goes wherever the cache goes: kept between turns, deep-copied, reordered by
     beams, freed with it. Two conversations on one model can never mix. If the first layer itself was pruned, its
     length still counts the dropped columns: callers slice follow-up turns and number positions by it.
+
+    A pruned cache goes on only where a pruning block follows: anywhere else the model would make masks and positions
+    for columns that are not there.
     """
 
+    keys: Tensor
     prompt: Owned | None
+    followed: bool = False  # by a pruning block, for the length of a pass
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        if self.prompt is not None and self.prompt.pruned and not self.followed:
+            raise PromptError(
+                "this cache was pruned, and no pruning block follows this pass: go on inside `with tokenprune.prune("
+                "model, recipe)`, where any recipe will do, or start from an empty cache"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[misc]
 
     def get_seq_length(self) -> int:
         physical = self.physical_length()
@@ -56,7 +72,13 @@ class PromptOwner:
         if abs(tokens_to_remove) > room:
             raise PromptError(
                 f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
-                "prompt: blocks hold different columns of it. Copy the cache before the prompt instead."
+                "prompt: they had a part in what was dropped. Copy the cache before the prompt instead; in generate, "
+                "leave out an assistant_model or look-up, which drafts along with the prompt."
+            )
+        if self.prompt is not None and (self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length()):
+            raise PromptError(
+                f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up decoding "
+                "need: leave cache_implementation at its default, or decode without them"
             )
         super().crop(tokens_to_remove)  # type: ignore[misc]
 
@@ -90,11 +112,31 @@ def owned(cache: Any) -> Any | None:
     return getattr(layers[0], "prompt", None) if layers else None
 
 
-def physical_length(cache: Any, block: int) -> Any:
-    """How many columns a block really holds; a tensor for static caches, as with transformers."""
-    layer = cache.layers[block] if block < len(cache.layers) else None  # appended when the block first runs
+def follow(cache: Any, followed: bool) -> None:
+    """Say whether a pruning block follows the pass that this cache is in."""
+    layers = getattr(cache, "layers", None)
+    if layers and isinstance(layers[0], PromptOwner):
+        layers[0].followed = followed
+
+
+def length(layer: Any) -> Any:
+    """How many columns a layer of a cache really holds; a tensor for static caches, as with transformers."""
     count = getattr(layer, "physical_length", None) or getattr(layer, "get_seq_length", None)
     return count() if count is not None else 0
+
+
+def keys(cache: Any, block: int, row: int, device: torch.device) -> Tensor:
+    """The keys that a block holds of one prompt, `h c dh`, wherever the cache keeps them."""
+    layer = cache.layers[block]
+    if getattr(cache, "offloading", False):  # they may be on their way back, on a stream of the cache
+        torch.cuda.default_stream(device).wait_stream(cache.prefetch_stream)
+    count = int(length(layer))
+    if layer.keys.ndim != 4 or layer.keys.shape[-2] < count:  # a quantised layer has only the latest ones there
+        raise PromptError(
+            f"the scorer reads the keys of earlier turns, which a {type(cache).__name__} does not keep as they were: "
+            "leave cache_implementation at its default, or use a scorer that reads no attention in later turns"
+        )
+    return layer.keys[row, :, :count].to(device)
 
 
 def room(cache: Any) -> int | None:
@@ -106,7 +148,8 @@ class PhysicalLength:
     """What mask creation asks of a cache, answered for one block."""
 
     def __init__(self, cache: Any, block: int) -> None:
-        self.length = physical_length(cache, block)
+        layer = cache.layers[block] if block < len(cache.layers) else None  # appended when the block first runs
+        self.length = length(layer)
         self.is_compileable = getattr(cache, "is_compileable", False)
         self.room = room(cache)
 

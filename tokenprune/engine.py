@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import cache as caches
 from . import ops, parallel
@@ -34,11 +36,18 @@ from .errors import (
     UnsupportedModelError,
 )
 from .interfaces import Adapter, RotaryTables
-from .prompt import PromptState, Stage, plan_stages
+from .prompt import PromptState, Stage, plan, plan_stages
 from .recipe import Recipe
+from .registry import registry
 from .values import Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
+
+# What can be sorted everywhere.
+NUMBERS = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 _Depth = tuple[int | None, ...]
@@ -54,7 +63,7 @@ class _Turn:
     total: int  # columns of the conversation with those of this pass, or of its mask where that has room for more
     cache: Any
     prefill: bool = False  # this pass prunes
-    looks: ExitStack = field(default_factory=ExitStack)  # hooks on projections, for this pass
+    after: ExitStack = field(default_factory=ExitStack)  # what to undo when this pass is over
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
     masks: dict[_Depth, Any] = field(default_factory=dict)
@@ -62,8 +71,18 @@ class _Turn:
     numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
 
 
-def _unreadable(mask: Any, cache: Any, flash: bool, starts: bool, compiled: bool) -> str | None:
+def _own(shown: Tensor) -> Tensor:
+    """A copy of what a scorer is shown, where torch would not notice that it is changed in place."""
+    return shown.clone() if shown.is_inference() else shown
+
+
+PACKED = "several prompts share one row (continuous batching, padding-free training); give each prompt a row of its own"
+
+
+def _unreadable(mask: Any, cache: Any, *, packed: bool, flash: bool, starts: bool, compiled: bool) -> str | None:
     """What keeps pruning from following this pass, and what to do instead; None if it can."""
+    if packed:
+        return PACKED
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         got = f"{mask.ndim}-D mask that is not causal" if isinstance(mask, Tensor) else type(mask).__name__
         return f"it needs a 2-D attention mask (prompts x columns) or none, got a {got}; pass the tokenizer's mask"
@@ -118,7 +137,9 @@ class Pruner:
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
-        self._lock = threading.Lock()
+        self._attached = False
+        self._running: set[_Turn] = set()  # passes, of any thread
+        self._idle = threading.Condition()  # guards these two and the hooks
         self._hooks = ExitStack()
         self._first = len(self.blocks)  # from here on blocks are hooked
 
@@ -146,18 +167,27 @@ class Pruner:
             if self.ecl is None and work.schedule.needs_ecl:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
-                work.schedule.plan(Shape(len(self.blocks), visual=1, ecl=self.ecl))
+                plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
         self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
         self._add(self.base.register_forward_hook(self._end, always_call=True))
         self._add(self.decoder.register_forward_hook(self._restore))
+        self._attached = True
         return self
 
     def remove(self) -> None:
-        """Take every hook out. The last `state` stays readable; caches pruned so far stay valid inside a new block."""
+        """Take every hook out, when passes that run in other threads are through.
+
+        The last `state` stays readable; caches pruned so far stay valid inside a new block.
+        """
         self._forget()
-        self._hooks.close()
-        self._first = len(self.blocks)
-        torch.compiler.reset()
+        with self._idle:
+            self._attached = False
+            try:
+                self._idle.wait_for(lambda: not self._running)
+            finally:
+                self._hooks.close()
+                self._first = len(self.blocks)
+                torch.compiler.reset()
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
@@ -169,17 +199,16 @@ class Pruner:
         Block hooks stay; projections are hooked for one pass only, on the modules that are there now: a LoRA wrapped
         around them in between is seen, and decode steps do not pay.
         """
-        with self._lock:
-            first = min((layer for prompt in turn.prompt.turns() for layer in prompt.stages), default=len(self.blocks))
-            for block in range(first, self._first):
-                enter = partial(self._enter, block)
-                self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
-            self._first = min(self._first, first)
+        first = min((layer for prompt in turn.prompt.turns() for layer in prompt.stages), default=len(self.blocks))
+        for block in range(first, self._first):
+            enter = partial(self._enter, block)
+            self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
+        self._first = min(self._first, first)
         for layer in turn.prompt.stages if turn.prefill else ():
             if layer:
                 for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
                     look = partial(self._look, turn, layer, name)
-                    turn.looks.callback(module.register_forward_hook(look).remove)
+                    turn.after.callback(module.register_forward_hook(look).remove)
 
     @property
     def _turn(self) -> _Turn | None:
@@ -188,7 +217,10 @@ class Pruner:
     def _forget(self) -> None:
         """End this thread's pass; also one that Ctrl-C left behind, after which torch runs no hook."""
         if (turn := self._turn) is not None:
-            turn.looks.close()
+            turn.after.close()
+            with self._idle:
+                self._running.discard(turn)
+                self._idle.notify_all()
         self._live.turn = None
 
     # -- one forward pass, in order ------------------------------------------------------------------------------
@@ -216,7 +248,14 @@ class Pruner:
         total = mask.shape[1] if isinstance(mask, Tensor) else past + width
         turn = _Turn(prompt, mask, total, cache=cache)
         starts = not step and (not past or (ids is not None and width > 1 and self._shows(ids)))
-        reason = _unreadable(mask, cache, "flash" in self.text._attn_implementation, starts, compiled)
+        reason = _unreadable(
+            mask,
+            cache,
+            packed=given.get("cu_seq_lens_q") is not None,
+            flash="flash" in self.text._attn_implementation,
+            starts=starts,
+            compiled=compiled,
+        )
         if starts and ids is None and (ids := self._recovered(new)) is None:
             reason = (
                 "it needs input_ids to see which columns are visual, got inputs_embeds without a row that is the "
@@ -227,27 +266,54 @@ class Pruner:
                 return  # no picture: nothing to prune, nothing to refuse
             raise PromptError(f"pruning cannot read these inputs: {reason}")
         if starts and ids is not None:
-            self.state = turn.prompt = self._plan(module, args, kwargs, ids, turn, past)
+            self.state = turn.prompt = self._plan(
+                module, args, kwargs, ids, turn, start=past, positions=given.get("position_ids")
+            )
             turn.prefill = True
+            if turn.prompt.stages and self._recomputed():
+                raise UnsupportedModelError(
+                    "under gradient checkpointing this transformers runs hooks a second time, without their prompt: "
+                    "call model.gradient_checkpointing_disable(), or install a later transformers"
+                )
         if turn.prompt is not None:
-            self._live.turn = turn
-            self._hook(turn)
+            with self._idle:
+                if not self._attached:
+                    return  # the block was left while this pass began
+                self._running.add(turn)
+                self._live.turn = turn
+                self._hook(turn)
+            turn.after.callback(caches.follow, cache, False)
+            caches.follow(cache, True)
             for block in () if turn.prefill else range(self._first, len(self.blocks)):
                 self._held(turn, block, new.device)  # what follows may be compiled: no sizes of this prompt in there
+
+    def _recomputed(self) -> bool:
+        """Whether the backward pass will run blocks with their hooks again; later transformers leave hooks out."""
+        checkpointed = any(block.training and getattr(block, "gradient_checkpointing", False) for block in self.blocks)
+        return checkpointed and torch.is_grad_enabled() and "__call__" in vars(GradientCheckpointingLayer)
 
     def _shows(self, ids: Tensor) -> bool:
         return bool(self.adapter.visual(self.config, ids).any())
 
     def _recovered(self, embeds: Float[Tensor, "b s d"]) -> Int[Tensor, "b s"] | None:
         """Token ids read back from embeddings, as models look for placeholders: -1 for text, None without any."""
-        table: Any = self.base.get_input_embeddings()
-        every = torch.arange(table.num_embeddings, device=embeds.device)
+        table: nn.Module = self.base.get_input_embeddings()  # type: ignore[operator]
+        every = torch.arange(self.text.vocab_size, device=embeds.device)
         ids = embeds.new_full(embeds.shape[:2], -1, dtype=torch.long)
         for mark in every[self.adapter.visual(self.config, every)]:
             ids = ids.where((embeds != table(mark)).any(-1), mark)
         return ids if (ids >= 0).any() else None
 
-    def _plan(self, module: nn.Module, args: Any, kwargs: Any, ids: Tensor, turn: _Turn, start: int) -> PromptState:
+    def _plan(
+        self,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        ids: Tensor,
+        turn: _Turn,
+        start: int,
+        positions: Tensor | None,
+    ) -> PromptState:
         """The state of a new prompt batch, `start` columns into its conversation; without stages if nothing drops."""
         valid = torch.ones_like(ids, dtype=torch.bool)
         if turn.attention_mask is not None:
@@ -260,7 +326,16 @@ class Pruner:
                 "a picture was split between two passes, so its tokens cannot be compared: leave prefill_chunk_size at "
                 "None, or choose one that ends between pictures"
             )
-        lengths, counts, question = torch.stack([valid.sum(1), visual.sum(1), after.sum(1)]).tolist()  # the one sync
+        restarts = torch.zeros_like(valid)  # of positions, within a row
+        if positions is not None:
+            positions = positions.reshape(-1, *positions.shape[-2:])[0].to(
+                ids.device
+            )  # M-RoPE: text or time comes first
+            restarts[:, 1:] = (positions[:, 1:] < positions[:, :-1]) & valid[:, 1:] & valid[:, :-1]
+        numbers = torch.stack([tensor.sum(1) for tensor in (valid, visual, after, restarts)])
+        lengths, counts, question, packed = numbers.tolist()  # the one sync
+        if any(counts) and any(packed):
+            raise PromptError(f"pruning cannot read these inputs: {PACKED}")
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
         stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
@@ -393,25 +468,54 @@ class Pruner:
         hidden = ops.gather_columns(hidden, local)
         return hidden.masked_fill(~narrowed.valid[..., None], 0) if narrowed.padded else hidden
 
-    @torch.no_grad()
     def _select(
         self, turn: _Turn, stage: Stage, row: int, seen: Seen
     ) -> tuple[Int[Tensor, "j"], Float[Tensor, "n d"] | None]:
         """Which of one prompt's visual tokens stay (in order), and all of them after merging, if any."""
-        scorer, n = stage.work.scorer, len(seen.visual)
-        name = f"scorer {type(scorer).__name__} at layer {seen.layer}, prompt {row},"
-        shared = [t for t in (seen.states, *turn.looked.values()) if not t.is_inference()]  # those count no versions
+        where = f"at layer {seen.layer}, prompt {row},"
+        scorer, merger = stage.work.scorer, stage.work.merger
+        who = f"{registry().origin('scorer', type(scorer))} {where}"
+        with torch.no_grad():
+            score = self._call(turn, who, seen, partial(scorer.score, seen))
+            self._check(turn, who, "one number per visual token", score, seen.visual, NUMBERS)
+            score = self.ranks.agree(score)
+            chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
+        if merger is None:
+            return chosen, None
+        who, hidden = f"{registry().origin('merger', merger)} {where}", seen.hidden
+        folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
+        self._check(turn, who, "as many rows as it got", folded, hidden, (hidden.dtype,))
+        return chosen, folded
+
+    def _call(self, turn: _Turn, who: str, seen: Seen, plugin: Callable[[], Any]) -> Any:
+        """What a scorer or merger gives; its own errors are said with its name."""
+        # Inference tensors count no versions: `_seen` hands out copies of them.
+        shared = [t for t in (seen.ids, seen.states, *turn.looked.values()) if not t.is_inference()]
         versions = [t._version for t in shared]
-        score = scorer.score(seen)
+        try:
+            given = plugin()
+        except (PromptError, torch.OutOfMemoryError):  # not its fault; callers catch the latter to try less at once
+            raise
+        except Exception as error:
+            raise ScorerError(f"{who} failed with {type(error).__name__}: {error}") from error
         if versions != [t._version for t in shared]:
-            raise ScorerError(f"{name} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
-        if score.shape != (n,):
-            raise ScorerError(f"{name} must give one number per visual token: expected shape ({n},), got {score.shape}")
-        score = self.ranks.agree(score)
-        turn.numbers.append((name, ~score.isnan().any()))
-        chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
-        merger = stage.work.merger
-        return chosen, None if merger is None else merger(seen.hidden, chosen, seen)
+            raise ScorerError(f"{who} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
+        return given
+
+    def _check(
+        self, turn: _Turn, who: str, what: str, given: Any, like: Tensor, dtypes: tuple[torch.dtype, ...]
+    ) -> None:
+        """Refuse what does not fit; NaN is looked for here and asked about at the end of the pass."""
+        if not isinstance(given, Tensor):
+            raise ScorerError(f"{who} must give {what}: expected a tensor, got {type(given).__name__}")
+        if given.shape != like.shape:
+            raise ScorerError(f"{who} must give {what}: expected shape {tuple(like.shape)}, got {tuple(given.shape)}")
+        if given.device != like.device:
+            raise ScorerError(f"{who} must give {what}: expected them on {like.device}, got {given.device}")
+        if given.dtype not in dtypes:
+            wanted = str(dtypes[0]) if len(dtypes) == 1 else "real numbers"
+            raise ScorerError(f"{who} must give {what}: expected {wanted}, got {given.dtype}")
+        turn.numbers.append((who, ~given.isnan().any()))
 
     def _seen(
         self,
@@ -426,7 +530,7 @@ class Pruner:
         """One prompt's lazy view of the batch, pads left out."""
         prompt, length = turn.prompt, view.lengths[row]
         real = slice(None) if length == view.width else view.valid[row].int().argsort(stable=True)[-length:]
-        states = hidden[row][real]
+        states = _own(hidden[row][real])
         cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
         before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
 
@@ -436,7 +540,7 @@ class Pruner:
 
         def looked(name: str, rows: Tensor | None) -> Tensor:
             mine = turn.looked[layer, name][row][real]
-            return heads(name, mine if rows is None else mine[rows])
+            return heads(name, _own(mine) if rows is None else mine[rows])
 
         def following(name: str, rows: Tensor | None) -> Tensor:
             return heads(name, self.adapter.project(here, name, states if rows is None else states[rows]))
@@ -448,9 +552,8 @@ class Pruner:
         def past(which: str) -> tuple[Tensor, Tensor]:
             block = layer if which == "next" else layer - 1
             held = prompt.mask(block, turn.attention_mask, turn.total, hidden.device)
-            length = int(caches.physical_length(turn.cache, block))
-            length = length if which == "next" else length - view.width  # that block added its own already
-            keys = turn.cache.layers[block].keys[row, :, :length]
+            keys = caches.keys(turn.cache, block, row, hidden.device)
+            keys = keys if which == "next" else keys[:, : -view.width]  # that block added its own already
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
             return self.ranks.all_heads("keys", keys), every if held is None else held[row, : keys.shape[1]]
 
@@ -463,7 +566,7 @@ class Pruner:
         return Seen(
             layer=layer,
             keep=prompt.stages[layer].kept[row],
-            ids=ids.to(hidden.device),
+            ids=_own(ids.to(hidden.device)),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
             question=prompt.question[row],
@@ -480,15 +583,23 @@ class Pruner:
         turn = self._turn
         if turn is None or not turn.prefill or not turn.prompt.views:
             return None
-        hidden = output[0]
-        view = turn.prompt.views[max(turn.prompt.views)].to(hidden.device)
+        spread = partial(self._spread, turn.prompt)
+        if isinstance(output, tuple):
+            return (spread(len(self.blocks), output[0]), *output[1:])
+        output.last_hidden_state = spread(len(self.blocks), output.last_hidden_state)
+        if getattr(output, "hidden_states", None):  # what entered the first block, then what left each one
+            output.hidden_states = tuple(spread(i, hidden) for i, hidden in enumerate(output.hidden_states))
+        return output
+
+    def _spread(self, prompt: PromptState, ran: int, hidden: Tensor | None) -> Tensor | None:
+        """Hidden states after `ran` blocks, each row at its prompt column."""
+        view = prompt.seen(max(ran - 1, 0))
+        if hidden is None or view is prompt.everything:
+            return hidden
+        view = view.to(hidden.device)
         hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
         full = hidden.new_zeros(hidden.shape[0], view.span, hidden.shape[-1])
-        full = full.scatter(1, view.index[..., None].expand_as(hidden), hidden)
-        if isinstance(output, tuple):
-            return (full, *output[1:])
-        output.last_hidden_state = full
-        return output
+        return full.scatter(1, view.index[..., None].expand_as(hidden), hidden)
 
     @torch.compiler.disable
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -499,11 +610,11 @@ class Pruner:
         self._forget()
         if turn is None or output is None:
             return
+        if turn.prefill and turn.cache is not None:
+            caches.own(turn.cache, turn.prompt)
         if turn.numbers:
             names, fine = zip(*turn.numbers, strict=True)
             good = torch.stack([flag.to(fine[0].device) for flag in fine]).tolist()
             if not all(good):
                 name = names[good.index(False)]
-                raise ScorerError(f"{name} gave NaN: fix the scorer; this pass's outputs are not to be used")
-        if turn.prefill and turn.cache is not None:
-            caches.own(turn.cache, turn.prompt)
+                raise ScorerError(f"{name} gave NaN: this pass's outputs and cache are not to be used")

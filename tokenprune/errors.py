@@ -54,7 +54,11 @@ class PromptError(TokenpruneError):
 
 
 class ScorerError(TokenpruneError):
-    """A scorer or merger broke its contract (shape, NaN) or asked for states that do not exist."""
+    """A scorer or merger failed or broke its contract (shape, NaN), or asked for states that do not exist."""
+
+
+class ScheduleError(TokenpruneError):
+    """A schedule broke its contract: it failed, or planned what cannot be."""
 
 
 class MediaError(TokenpruneError):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .errors import RecipeError
+from .errors import RecipeError, ScheduleError, TokenpruneError
 from .recipe import Pass, Recipe
+from .registry import registry
 from .values import Shape, View
 
 
@@ -23,6 +27,30 @@ class Stage:
     kept: tuple[int, ...]
 
 
+def plan(work: Pass, shape: Shape) -> dict[int, int]:
+    """What a pass's schedule plans, checked. Raises ScheduleError, and what `Scheduler.plan` raises."""
+    who = f"{registry().origin('scheduler', type(work.schedule))}, planning {shape.visual} visual tokens,"
+    try:
+        planned: Any = work.schedule.plan(shape)
+    except TokenpruneError:
+        raise
+    except Exception as error:
+        raise ScheduleError(f"{who} failed with {type(error).__name__}: {error}") from error
+    if not _possible(planned, shape):
+        raise ScheduleError(
+            f"{who} must give {{layer: tokens kept}} with layers from 0 to {shape.depth - 1} and counts that go down "
+            f"from {shape.visual}, got {planned!r}"
+        )
+    return {int(layer): int(kept) for layer, kept in planned.items()}
+
+
+def _possible(planned: Any, shape: Shape) -> bool:
+    if not isinstance(planned, Mapping) or not all(isinstance(n, Integral) for item in planned.items() for n in item):
+        return False
+    counts = [shape.visual, *(planned[layer] for layer in sorted(planned))]
+    return all(0 <= layer < shape.depth for layer in planned) and all(a >= b >= 0 for a, b in pairwise(counts))
+
+
 def plan_stages(recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None) -> dict[int, Stage]:
     """Every prompt's plan (`counts` visual tokens each) put together, by layer; layers that drop nothing are left out.
 
@@ -31,14 +59,14 @@ def plan_stages(recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | No
     stages: dict[int, Stage] = {}
     left = tuple(counts)
     for work in recipe.passes:
-        plans = [work.schedule.plan(Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
-        for layer in sorted({layer for plan in plans for layer in plan}):
+        plans = [plan(work, Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
+        for layer in sorted({layer for planned in plans for layer in planned}):
             if stages and layer <= max(stages):
                 raise RecipeError(
                     recipe.name,
                     [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
                 )
-            kept = tuple(min(now, plan.get(layer, now)) for now, plan in zip(left, plans, strict=True))
+            kept = tuple(min(now, planned.get(layer, now)) for now, planned in zip(left, plans, strict=True))
             if kept != left:
                 stages[layer] = Stage(work, left, kept)
                 left = kept
@@ -78,6 +106,11 @@ class PromptState:
     def end(self) -> int:
         """Columns of the conversation up to and with this prompt."""
         return self.start + self.everything.span
+
+    @property
+    def pruned(self) -> bool:
+        """Whether some block lacks columns of the conversation."""
+        return any(turn.views for turn in self.turns())
 
     @property
     def hidden(self) -> int:

@@ -54,6 +54,13 @@ class Registry:
             raise UnknownNameError(kind, name, known)
         return known[name].thing
 
+    def origin(self, kind: str, thing: Any) -> str:
+        """A thing in words, for errors: its name and the distribution that brings it."""
+        for entry in self.entries[kind].values():
+            if entry.thing is thing:
+                return f"{kind} {entry.name!r} of {entry.distribution}"
+        return f"{kind} {thing.__name__!r} of module {thing.__module__}"
+
     def adapter(self, config: Any) -> Adapter:
         """The adapter for `config.model_type`. Raises UnsupportedModelError."""
         by_type = {t: entry.thing for entry in self.entries["adapter"].values() for t in entry.thing.model_types}
