@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 FLOOR := .venv-floor
 PIP := -m pip --disable-pip-version-check install --quiet
-KNORM := plugins/tokenprune-knorm
+PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
 ARGS ?=
 
 .PHONY: help demo test lint test-floor wheel clean
@@ -41,12 +41,12 @@ $(VENV)/base: pyproject.toml constraints.txt
 	$(VENV)/bin/python $(PIP) -c constraints.txt -e .
 	touch $@
 
-$(VENV)/dev: $(VENV)/base $(KNORM)/pyproject.toml
-	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]" -e $(KNORM)
+$(VENV)/dev: $(VENV)/base $(PLUGINS:=/pyproject.toml)
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
 	touch $@
 
-$(FLOOR)/dev: pyproject.toml constraints.txt $(KNORM)/pyproject.toml
+$(FLOOR)/dev: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -m venv $(FLOOR)
 	sed 's/^transformers==[^ ]*/transformers==5.19.0/' constraints.txt > $(FLOOR)/constraints.txt
-	$(FLOOR)/bin/python $(PIP) -c $(FLOOR)/constraints.txt -e ".[dev]" -e $(KNORM)
+	$(FLOOR)/bin/python $(PIP) -c $(FLOOR)/constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
 	touch $@

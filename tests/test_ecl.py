@@ -21,7 +21,7 @@ from tokenprune.adapters.decoder import LlamaStyleAdapter
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.analysis import ecl
 from tokenprune.errors import LayerError
-from tokenprune.recipe import configs
+from tokenprune.builtin import configs
 from tokenprune.registry import registry
 
 LAVA = LlavaAdapter()

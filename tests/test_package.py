@@ -45,8 +45,8 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Path
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     code = (
-        "import tokenprune.recipe as r; assert 'site' in r.__file__ and 'site' in str(r.configs()), r.configs();"
-        "assert {'entropyprune', 'fastv'} <= set(r.shipped());"
+        "import tokenprune.builtin as b, tokenprune.recipe as r; assert 'site' in str(b.configs()), b.configs();"
+        "assert {'entropyprune', 'fastv'} <= set(r.registered());"
         "from tokenprune.cli import main; main(['explain', 'entropyprune@128'])"
     )
     done = subprocess.run(

@@ -12,12 +12,12 @@ from test_oracle import check_oracle, close
 import tokenprune
 from tokenprune import Scorer
 from tokenprune.analysis import ecl
-from tokenprune.recipe import load, presets, shipped
+from tokenprune.recipe import load, presets, registered
 from tokenprune.registry import registry
 
 
 @pytest.mark.parametrize("batch", ["one", "ragged"])
-@pytest.mark.parametrize("recipe", shipped())
+@pytest.mark.parametrize("recipe", registered())
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_recipe_on_every_family(family: str, recipe: str, batch: str) -> None:
     lm = model(family)
@@ -26,7 +26,7 @@ def test_every_recipe_on_every_family(family: str, recipe: str, batch: str) -> N
     check_oracle(family, "sdpa", BATCHES[batch], recipe, compact=compact)
 
 
-@pytest.mark.parametrize("recipe", shipped())
+@pytest.mark.parametrize("recipe", registered())
 def test_presets_are_the_numbers_they_promise(recipe: str) -> None:
     """On LLaVA-1.5's 576 tokens and 32 layers: the average (or the count, where the recipe prunes once at layer 0)."""
     from tokenprune.flops import SHAPES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .adapters.llava import LlavaAdapter
 from .adapters.llava_next import LlavaNextAdapter
 from .adapters.qwen2_5_vl import Qwen2_5VLAdapter
@@ -14,6 +16,12 @@ from .scorers.attention import Attention
 from .scorers.diversity import Diversity
 from .scorers.entropy import Entropy
 from .scorers.random import Random
+
+
+def configs() -> Path:
+    """The folder of shipped configs: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
 
 
 @hookimpl
@@ -39,3 +47,8 @@ def tokenprune_adapters() -> dict[str, type[Adapter]]:
 @hookimpl
 def tokenprune_mergers() -> dict[str, Merger]:
     return {"nearest": nearest}
+
+
+@hookimpl
+def tokenprune_recipes() -> dict[str, Path]:
+    return {path.stem: path for path in (configs() / "recipes").glob("*.yaml")}

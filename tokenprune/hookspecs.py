@@ -3,6 +3,8 @@ group `tokenprune` of its distribution."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pluggy
 
 from .interfaces import Adapter, Merger, Scheduler, Scorer
@@ -32,4 +34,10 @@ def tokenprune_adapters() -> dict[str, type[Adapter]]:
 @hookspec
 def tokenprune_mergers() -> dict[str, Merger]:
     """Mergers by the name used in recipes."""
+    raise NotImplementedError
+
+
+@hookspec
+def tokenprune_recipes() -> dict[str, Path]:
+    """Recipe files by name."""
     raise NotImplementedError

@@ -60,15 +60,9 @@ class Recipe:
             raise RecipeError(self.name, ["prune: a recipe needs at least one pass, got an empty list"])
 
 
-def configs() -> Path:
-    """The folder of shipped configs: inside the installed package, or beside it in a checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def shipped() -> dict[str, Path]:
-    """Shipped recipes by name."""
-    return {path.stem: path for path in sorted((configs() / "recipes").glob("*.yaml"))}
+def registered() -> dict[str, Path]:
+    """Registered recipes by name."""
+    return {name: entry.thing for name, entry in registry().entries["recipe"].items()}
 
 
 def source(name: str) -> str:
@@ -116,7 +110,7 @@ def load(recipe: RecipeLike, *overrides: str) -> Recipe:
 
 
 def _locate(name: str | Path) -> Path:
-    known = shipped()
+    known = registered()
     if str(name) in known:
         return known[str(name)]
     path = Path(name)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -19,7 +20,7 @@ from .interfaces import Adapter, Scheduler, Scorer
 
 DISTRIBUTION = "tokenprune-mllm"
 GROUP = "tokenprune"
-KINDS = ("scorer", "scheduler", "adapter", "merger")
+KINDS = ("scorer", "scheduler", "adapter", "merger", "recipe")
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def _unfit(kind: str, name: Any, thing: Any) -> str | None:
     """Why something registered cannot be one of its kind, or None."""
     if not isinstance(name, str):
         return "needs a string for a name"
+    if kind == "recipe":
+        return None if isinstance(thing, Path) and thing.is_file() else f"must be the path of a file, got {thing!r}"
     if kind == "merger":
         return None if callable(thing) else f"must be a function, got {thing!r}"
     base = {"scorer": Scorer, "scheduler": Scheduler, "adapter": Adapter}[kind]

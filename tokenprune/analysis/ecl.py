@@ -18,8 +18,8 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from .. import ops, parallel
+from ..builtin import configs
 from ..interfaces import Adapter
-from ..recipe import configs
 
 
 def collapse(entropies: Sequence[float]) -> int:

@@ -18,8 +18,8 @@ from ..analysis import ecl as layers
 from ..errors import LayerError, TokenpruneError
 from ..flops import SHAPES, geometry
 from ..prompt import plan_stages
-from ..recipe import load, presets, shipped, source
-from ..registry import KINDS, Entry, registry
+from ..recipe import load, presets, source
+from ..registry import Entry, registry
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe name, name@preset, or a YAML file.")]
 OverridesArgument = Annotated[
@@ -30,15 +30,16 @@ OverridesArgument = Annotated[
 def ls() -> None:
     """List everything registered: scorers, schedules, mergers, adapters, recipes, and where each comes from."""
     console, known = Console(), registry()
-    for kind in KINDS:
+    for kind in ("scorer", "scheduler", "merger", "adapter"):
         table = Table("name", "settings", "what it does", "distribution", title=f"{kind}s", title_justify="left")
         for entry in known.entries[kind].values():
             table.add_row(entry.name, _settings(entry), _summary(entry.thing), entry.distribution)
         console.print(table)
-    table = Table("name", "presets", "what it does", "paper", title="recipes", title_justify="left")
-    for name in shipped():
+    table = Table("name", "presets", "what it does", "paper", "distribution", title="recipes", title_justify="left")
+    for name, entry in known.entries["recipe"].items():
         content = yaml.safe_load(source(name))
-        table.add_row(name, " ".join(presets(name)), content.get("about", ""), content.get("paper", ""))
+        about, paper = content.get("about", ""), content.get("paper", "")
+        table.add_row(name, " ".join(presets(name)), about, paper, entry.distribution)
     console.print(table)
     for plugin in known.broken:
         console.print(f"[red]skipped[/red] the broken plugin {plugin.distribution}: {plugin.reason}")
