@@ -20,8 +20,8 @@ import tokenprune
 from tokenprune.adapters.decoder import LlamaStyleAdapter
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.analysis import ecl
-from tokenprune.errors import LayerError
 from tokenprune.builtin import configs
+from tokenprune.errors import LayerError
 from tokenprune.registry import registry
 
 LAVA = LlavaAdapter()
