@@ -11,7 +11,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
 ARGS ?=
 
-.PHONY: help demo test lint test-floor wheel clean
+.PHONY: help demo test lint compatibility test-floor wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,6 +26,9 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
+	$(VENV)/bin/python -m pytest --write-compatibility
 
 test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
 	$(FLOOR)/bin/python -m pytest $(ARGS)

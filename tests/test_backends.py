@@ -16,6 +16,7 @@ import tokenprune
 STAGED = ("attention", "diversity", "pyramid", "mixture")
 
 
+@pytest.mark.works("Attention", "flash_attention_2 (CPU stand-in)")
 @pytest.mark.parametrize("recipe", STAGED)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -54,6 +55,25 @@ def test_the_stand_in_sees_gapped_positions(monkeypatch: pytest.MonkeyPatch) -> 
     assert "varlen" in calls
 
 
+@pytest.mark.works("Attention", "flex_attention (without compiling its kernel; Qwen2.5-VL has none)")
+@pytest.mark.parametrize("recipe", STAGED)
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen2_5_vl"])
+def test_flex_attention_equals_sdpa(family: str, batch: str, recipe: str) -> None:
+    lm, prompts = model(family), BATCHES[batch]
+    decoder = lm.model.language_model
+    with tokenprune.prune(lm, {"prune": RECIPES[recipe]}):
+        expected = logits(answer(family, "sdpa", prompts))
+        try:
+            decoder.set_attn_implementation("flex_attention")
+            with torch.compiler.set_stance("force_eager"):
+                found = logits(answer(family, "sdpa", prompts))
+        finally:
+            decoder.set_attn_implementation("sdpa")
+    assert close(found, expected)
+
+
+@pytest.mark.works("Precision and training", "bfloat16 and float16")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_runs_and_stays_near(family: str, dtype: torch.dtype) -> None:
@@ -90,6 +110,7 @@ def test_every_scorer_takes_half_precision(recipe: str, dtype: torch.dtype) -> N
     assert pruning.report().stages
 
 
+@pytest.mark.works("Generation", "`labels=`")
 def test_labels_give_the_loss_of_the_kept_columns() -> None:
     """Outputs keep the caller's length, so `labels=` works; text columns have the logits of the masked model."""
     lm, given = model("llava"), inputs("llava", PADDED)
@@ -104,6 +125,7 @@ def test_labels_give_the_loss_of_the_kept_columns() -> None:
 LOOKUP = [(12, (3, "image", 9))]  # nothing here makes the look-up propose a picture's placeholder, which no model takes
 
 
+@pytest.mark.works("Generation", "prompt look-up decoding")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompt_lookup_decoding_equals_greedy(family: str) -> None:
     """Assisted decoding checks several tokens at once and crops the cache: the same tokens come out."""
@@ -113,6 +135,7 @@ def test_prompt_lookup_decoding_equals_greedy(family: str) -> None:
     assert torch.equal(assisted, greedy)
 
 
+@pytest.mark.works("Conversations", "two threads on one model")
 def test_two_threads_on_one_model() -> None:
     """Each conversation gives what it gives alone."""
     batches = {"a": ONE, "b": RAGGED}
@@ -133,6 +156,7 @@ def test_two_threads_on_one_model() -> None:
         assert close(found[name], expected[name])
 
 
+@pytest.mark.works("Ecosystem", "`save_pretrained` inside the block")
 def test_saving_inside_the_block_writes_an_untouched_model(tmp_path: Any) -> None:
     lm = model("llava")
     lm.save_pretrained(tmp_path / "plain")
@@ -145,6 +169,7 @@ def test_saving_inside_the_block_writes_an_untouched_model(tmp_path: Any) -> Non
         assert (tmp_path / "inside" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
+@pytest.mark.works("Generation", "`use_cache=False`")
 def test_use_cache_false_generates_too() -> None:
     """Without a cache every step is a prefill: it prunes again, and nothing is kept in between."""
     recipe = {"prune": [{"scorer": "diversity", "schedule": {"name": "fixed", "layer": 2, "keep": 5}}]}

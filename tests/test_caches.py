@@ -97,6 +97,7 @@ EXACT: dict[str, Callable[[pytest.MonkeyPatch], Cache]] = {
 CHANGED = {"quantized"}  # the cache itself changes the answers a little
 
 
+@pytest.mark.works("Caches", "dynamic, offloaded and quantised caches")
 @pytest.mark.parametrize("recipe", ["mixture", "pyramid"])
 @pytest.mark.parametrize("kind", EXACT)
 def test_a_cache_of_kind(kind: str, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +156,7 @@ def test_later_turns_with_a_cache_of_kind(kind: str, recipe: str, monkeypatch: p
                 talk.say(torch.full((3, 1), word))
 
 
+@pytest.mark.works("Caches", "beam search on each kind of cache")
 @pytest.mark.parametrize("kind", EXACT)
 def test_beams_with_a_cache_of_kind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reordered with its beams (a quantised cache does so later): each prompt answers as alone."""
@@ -171,6 +173,7 @@ def test_beams_with_a_cache_of_kind(kind: str, monkeypatch: pytest.MonkeyPatch) 
     assert torch.allclose(together.sequences_scores, scores, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.works("Caches", "fp8 cache (within rounding)")
 @pytest.mark.skipif(not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="this transformers has no fp8 cache")
 def test_an_fp8_cache() -> None:
     """Its one scale depends on every token that is held, so pruned and masked differ by rounding."""
@@ -190,6 +193,7 @@ def test_an_fp8_cache() -> None:
         assert (a - full).abs().max() > 0.1 * scale
 
 
+@pytest.mark.refused("Caches", "prompt look-up with a quantised cache")
 def test_look_up_decoding_with_a_quantized_cache_is_refused() -> None:
     """transformers fails there too, with an error about shapes."""
     lookup = [(12, (3, "image", 9))]
@@ -226,6 +230,7 @@ ELSEWHERE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.refused("Conversations", "going on outside a pruning block")
 @pytest.mark.parametrize("where", ELSEWHERE)
 @pytest.mark.parametrize("pruning", KINDS_OF_PRUNING)
 def test_going_on_outside_a_block_is_refused(pruning: str, where: str) -> None:
@@ -247,6 +252,7 @@ def test_a_cache_that_lacks_nothing_goes_on_anywhere(prompt: str) -> None:
         assert torch.equal(lm(**WORD, past_key_values=cache).logits, expected)
 
 
+@pytest.mark.works("Conversations", "going on in another pruning block")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_going_on_in_another_block(family: str) -> None:
     """Any recipe continues a pruned cache: words as in the same block, later pictures by the new recipe."""
@@ -259,6 +265,7 @@ def test_going_on_in_another_block(family: str) -> None:
             assert torch.equal(lm(**WORD, past_key_values=cache).logits, expected)
 
 
+@pytest.mark.works("Conversations", "turns pruned by different recipes")
 def test_turns_pruned_by_different_recipes() -> None:
     states, pruned = [], []
     talk = Talk("llava")

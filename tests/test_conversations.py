@@ -95,6 +95,7 @@ class Masked(Talk):
                 handle.remove()
 
 
+@pytest.mark.works("Conversations", "pictures in later turns")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_in_later_turns_are_pruned_as_masked(family: str, recipe: str) -> None:
@@ -144,6 +145,7 @@ def test_attention_in_a_later_turn_counts_the_earlier_columns(block: str) -> Non
     assert close(found[1], found[0])
 
 
+@pytest.mark.works("Conversations", "compact positions over turns")
 def test_compact_positions_go_on_over_turns() -> None:
     """Dropping everything and renumbering leaves the text alone: it answers as if the pictures had never been."""
     recipe = {
@@ -172,6 +174,7 @@ def test_compact_positions_go_on_over_turns() -> None:
         assert close(a, b)
 
 
+@pytest.mark.refused("Conversations", "cropping a cache into its pruned prompt")
 def test_cropping_into_a_pruned_prompt_is_refused() -> None:
     with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": RECIPES["mixture"]}):
         talk = Talk("llava")
@@ -185,17 +188,21 @@ def test_cropping_into_a_pruned_prompt_is_refused() -> None:
             talk.cache.crop(-2)
 
 
+@pytest.mark.refused("Conversations", "chunked prefill that splits a picture")
 def test_chunks_that_split_a_picture_are_refused() -> None:
     with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": RECIPES["entropy"]}):
         whole = answer("llava", "sdpa", ONE).sequences
-        with pytest.raises(PromptError, match="prefill_chunk_size"):
-            answer("llava", "sdpa", ONE, prefill_chunk_size=8)
+        with pytest.raises(PromptError, match=f"at least {3 + 16}, which ends after this one"):
+            answer("llava", "sdpa", ONE, prefill_chunk_size=12)
+        with pytest.raises(PromptError, match="or choose the whole prompt"):
+            answer("llava", "sdpa", ONE, prefill_chunk_size=8)  # its end is not in sight
         after_it = answer("llava", "sdpa", ONE, prefill_chunk_size=3 + 16).sequences
     # transformers 5.19 loses pictures in chunks, pruned or not; where it does not, chunks change nothing
     plain = [answer("llava", "sdpa", ONE, prefill_chunk_size=size).sequences for size in (None, 3 + 16)]
     assert torch.equal(after_it, whole) == torch.equal(*plain)
 
 
+@pytest.mark.works("Caches", "`cache.reset()`")
 def test_a_reset_cache_starts_anew() -> None:
     with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": RECIPES["mixture"]}):
         talk = Talk("llava")

@@ -56,6 +56,7 @@ def same(found: Any, expected: dict[str, Any]) -> bool:
 # -- tensor parallel -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.works("Several processes", "tensor parallel, two ranks")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tensor_parallel(family: str, case: str, ranks: Ranks) -> None:
@@ -74,6 +75,7 @@ def test_a_plan_that_gathers_the_heads_itself(case: str, ranks: Ranks) -> None:
     assert all(same(found[f"whole heads: {case}"], expected) for found in ranks)
 
 
+@pytest.mark.works("Several processes", "tensor parallel conversations")
 @pytest.mark.parametrize("case", TALKS)
 def test_tensor_parallel_conversations(case: str, ranks: Ranks) -> None:
     expected = spread.talked(model("llava"), "llava", TALKS[case])
@@ -115,6 +117,7 @@ def test_the_comparison_can_fail(case: str, ranks: Ranks) -> None:
 # -- data parallel ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.works("Several processes", "DDP and FSDP2 by accelerate")
 @pytest.mark.parametrize("case", WRAPPED)
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -169,12 +172,14 @@ def test_refused_on_two_ranks(what: str, sentence: str, ranks: Ranks) -> None:
         assert sentence in found[f"refused: {what}"]
 
 
+@pytest.mark.refused("Several processes", "pipeline parallel")
 def test_pipeline_parallel_models_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model("llava"), "_pp_stage", object(), raising=False)
     with pytest.raises(UnsupportedModelError, match=r"pipeline parallel.*use device_map or tensor"):
         tokenprune.attach(model("llava"), "divprune")
 
 
+@pytest.mark.refused("Several processes", "FSDP1")
 def test_fsdp1_is_refused() -> None:
     """Torch has it on accelerators only: here a wrapper that looks like it."""
 

@@ -63,6 +63,7 @@ def flat(answers: Any) -> list[str]:
     return [text for entry in answers for text in flat(entry)]
 
 
+@pytest.mark.works("Ecosystem", '`transformers.pipeline("image-text-to-text")`')
 @pytest.mark.parametrize("given", PIPELINE_INPUTS)
 def test_a_pipeline(pico: Any, given: str) -> None:
     """`image-text-to-text` answers as `generate` does; made before or inside the block."""
@@ -83,6 +84,7 @@ def test_a_pipeline(pico: Any, given: str) -> None:
 # -- streamers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.works("Ecosystem", "TextStreamer")
 def test_a_text_streamer_prints_the_answer(pico: Any, capsys: pytest.CaptureFixture[str]) -> None:
     given = pico.inputs(ASKED[0][1], [ASKED[0][0]])
     with tokenprune.prune(pico.model, BLIND):
@@ -93,6 +95,7 @@ def test_a_text_streamer_prints_the_answer(pico: Any, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.strip() == expected != pico.answer(given)
 
 
+@pytest.mark.works("Ecosystem", "TextIteratorStreamer, one or two threads")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_streams_from_threads(pico: Any, threads: int) -> None:
     """`generate` in threads inside one block, read here."""
@@ -128,6 +131,7 @@ def greedy(lm: Any, input_ids: torch.Tensor, **given: Any) -> torch.Tensor:
     return input_ids
 
 
+@pytest.mark.works("Ecosystem", "`custom_generate`")
 def test_custom_generate_takes_a_function() -> None:
     with tokenprune.prune(model("llava"), MIXTURE):
         expected = answer("llava", "sdpa", ONE).sequences
@@ -137,6 +141,7 @@ def test_custom_generate_takes_a_function() -> None:
     assert not torch.equal(found, answer("llava", "sdpa", ONE).sequences)
 
 
+@pytest.mark.works("Ecosystem", "classifier-free guidance")
 def test_guidance_equals_its_formula() -> None:
     """Classifier-free guidance runs a second conversation, without the picture, on the same model."""
     lm, scale = model("llava"), 1.5
@@ -152,6 +157,7 @@ def test_guidance_equals_its_formula() -> None:
     assert not torch.equal(guided.sequences, plain.sequences)
 
 
+@pytest.mark.refused("Ecosystem", "assisted decoding with an assistant model")
 @pytest.mark.parametrize("pruned", ["model", "assistant", "both"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_assistant_model_is_refused(family: str, pruned: str) -> None:
@@ -185,6 +191,7 @@ def boundaries() -> dict[str, torch.Tensor]:
 PACKED = {"positions that restart": restarting, "sequence boundaries": boundaries}
 
 
+@pytest.mark.refused("Inputs", "several prompts packed in one row")
 @pytest.mark.parametrize("packing", PACKED)
 def test_rows_of_several_prompts_are_refused(packing: str) -> None:
     """As continuous batching (`generate_batch`) and padding-free collators make them."""
@@ -205,6 +212,7 @@ def kept_columns(state: Any, block: int) -> torch.Tensor:
     return kept
 
 
+@pytest.mark.works("Generation", "`output_hidden_states`")
 @pytest.mark.parametrize("recipe", ["mixture", "pyramid"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_stand_at_their_columns(family: str, recipe: str) -> None:
@@ -229,6 +237,7 @@ def test_hidden_states_stand_at_their_columns(family: str, recipe: str) -> None:
     assert all(states.shape[1] == 1 for step in written[1:] for states in step)
 
 
+@pytest.mark.works("Generation", "`output_attentions`")
 def test_attention_maps_have_the_columns_that_a_block_holds() -> None:
     """Not the prompt's: `pruning.state.seen(block).index` says which ones they are."""
     lm, given = model("llava", "eager"), inputs("llava", RAGGED)
@@ -256,6 +265,7 @@ def example(seed: int) -> dict[str, torch.Tensor]:
     return {**given, "labels": labels}
 
 
+@pytest.mark.works("Ecosystem", "Trainer")
 def test_trainer(tmp_path: Path) -> None:
     """Evaluation, prediction and training inside a block see the pruned model."""
     lm, data = copy.deepcopy(model("llava")), [example(seed) for seed in (1, 2, 3)]

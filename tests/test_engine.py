@@ -42,6 +42,7 @@ def test_nothing_stays_on_the_model(family: str) -> None:
     assert not {name for name in changed if not name.endswith("rope_deltas")}  # Qwen's own, set at every prefill
 
 
+@pytest.mark.refused("Models", "a pruning block inside another")
 def test_nested_pruning_is_refused() -> None:
     lm = model("llava")
     with tokenprune.prune(lm, MIXTURE), pytest.raises(AlreadyPrunedError, match="already being pruned"):
@@ -67,6 +68,7 @@ def test_attach_is_the_lasting_form_of_prune() -> None:
     assert not close(logits(answer("llava", "sdpa", PADDED)), expected)
 
 
+@pytest.mark.refused("Models", "a family without an adapter")
 def test_an_unsupported_family_lists_the_supported_ones() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -77,6 +79,7 @@ def test_an_unsupported_family_lists_the_supported_ones() -> None:
         tokenprune.prune(lm, "random")
 
 
+@pytest.mark.refused("Models", "sliding attention windows")
 def test_a_sliding_window_is_refused() -> None:
     from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig
 
@@ -107,6 +110,7 @@ def test_entropy_needs_a_block_that_ran() -> None:
         answer("llava", "sdpa", ONE)
 
 
+@pytest.mark.works("Inputs", "`inputs_embeds` with the pictures beside them")
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_placeholders_are_found_in_inputs_embeds(family: str, batch: str) -> None:
@@ -127,12 +131,14 @@ def test_placeholders_are_found_in_inputs_embeds(family: str, batch: str) -> Non
     assert not close(found, lm(**embedded).logits[:, -1])
 
 
+@pytest.mark.refused("Inputs", "`inputs_embeds` that hold the pictures already")
 def test_embeddings_that_hold_pictures_already_are_refused() -> None:
     lm, embeds = model("llava"), torch.randn(1, 30, 64)
     with tokenprune.prune(lm, MIXTURE), pytest.raises(PromptError, match="embedding of a placeholder; pass input_ids"):
         lm(inputs_embeds=embeds)
 
 
+@pytest.mark.works("Generation", "beam search")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_beams(family: str) -> None:
     """Beam search in a ragged batch gives each prompt what it gives alone."""
@@ -147,6 +153,7 @@ def test_beams(family: str) -> None:
     )
 
 
+@pytest.mark.works("Generation", "sampling")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampling_with_a_seed_repeats(family: str) -> None:
     def sample() -> Any:
@@ -186,6 +193,7 @@ def test_prompts_after_one_another(family: str) -> None:
         assert pruning.report().stages[-1].kept == [2]
 
 
+@pytest.mark.works("Models", "two models at once")
 def test_two_models_at_once() -> None:
     alone = {}
     for family in ("llava", "qwen2_5_vl"):
@@ -207,6 +215,7 @@ def decode_by_hand(family: str, cache: Any, token: torch.Tensor, steps: int, mas
     return torch.stack(found, dim=1)
 
 
+@pytest.mark.works("Generation", "a hand-written decode loop")
 @pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava", "qwen2_5_vl"])
 def test_a_hand_written_loop_equals_generate(family: str) -> None:
     """Also when layer 0 is pruned: the cache reports its logical length, so positions go on where they should."""
@@ -222,6 +231,7 @@ def test_a_hand_written_loop_equals_generate(family: str) -> None:
     assert close(by_hand, logits(expected)[:, 1:])
 
 
+@pytest.mark.works("Conversations", "interleaved and deep-copied conversations")
 def test_interleaved_and_copied_conversations() -> None:
     """The state belongs to its cache: two conversations on one model, and a copied cache, go on as if alone."""
     lm = model("llava")
@@ -257,6 +267,7 @@ def test_interleaved_and_copied_conversations() -> None:
         assert close(out.logits[:, -1], expected["a"][:, 1])
 
 
+@pytest.mark.works("Conversations", "later turns of text")
 @pytest.mark.parametrize("layers", [(0,), (2,)])
 def test_a_follow_up_turn_on_a_pruned_cache(layers: tuple[int, ...]) -> None:
     """Several new tokens at once on a pruned cache equal the same tokens one by one."""

@@ -42,6 +42,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
+@pytest.mark.works("Inputs", "batches: one prompt, left-padded, ragged with unequal numbers of pictures")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -67,12 +68,14 @@ def check_oracle(family: str, attention: str, prompts: Any, recipe: Any, compact
     assert not close(pruned[with_pictures], full[with_pictures])
 
 
+@pytest.mark.works("Inputs", "videos and pictures together")
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", [family for family in FAMILIES if has_video(family)])
 def test_pruning_equals_masking_with_videos(family: str, attention: str) -> None:
     check_oracle(family, attention, MIXED, {"prune": RECIPES["mixture"]})
 
 
+@pytest.mark.works("Inputs", "positions: compact")
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava"])
 def test_compact_positions_equal_masking(family: str, batch: str) -> None:
@@ -85,6 +88,7 @@ def test_compact_keeps_mrope_positions() -> None:
     check_oracle("qwen2_5_vl", "sdpa", RAGGED, {"prune": recipe})
 
 
+@pytest.mark.works("Generation", "a forward pass, with and without a cache")
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_kept_column_of_a_forward_pass(family: str, use_cache: bool) -> None:

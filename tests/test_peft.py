@@ -23,6 +23,7 @@ def run(lm: Any, family: str) -> torch.Tensor:
     return torch.stack(out.logits, dim=1)
 
 
+@pytest.mark.works("Ecosystem", "PEFT LoRA")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_attached_before_or_after_pruning(family: str, when: str) -> None:

@@ -14,6 +14,7 @@ from test_oracle import RECIPES, close
 import tokenprune
 
 
+@pytest.mark.works("Placement", "weights offloaded by accelerate")
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_offloaded_weights(family: str, where: str, tmp_path: Path) -> None:

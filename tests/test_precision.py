@@ -46,6 +46,7 @@ def in_mode(mode: AbstractContextManager[Any], family: str, recipe: Any) -> list
         return [*found, logits(written)]
 
 
+@pytest.mark.works("Precision and training", "no_grad, inference_mode, grad")
 @pytest.mark.parametrize("recipe", STAGED)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,6 +100,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 CHECKPOINTING = {"plain": None, "checkpointed": False, "checkpointed, reentrant": True}
 
 
+@pytest.mark.works("Precision and training", "gradients, also under gradient checkpointing")
 @pytest.mark.parametrize("recipe", STAGED)
 @pytest.mark.parametrize("how", CHECKPOINTING)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,6 +140,7 @@ def test_gradients_reach_dropped_tokens_that_were_merged(merge: str | None) -> N
     assert int(touched.sum()) == (8 if merge is None else len(touched))
 
 
+@pytest.mark.works("Precision and training", "a LoRA training step")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_lora_training_step(family: str) -> None:
     """Gradients of the masked model, for the adapter alone; a few steps lower the loss that they follow."""
@@ -186,6 +189,7 @@ def quantized_in_place(family: str, folder: Path) -> Any:
 INT8 = {"from_pretrained": loaded_in_int8, "quantize_": quantized_in_place}
 
 
+@pytest.mark.works("Precision and training", "int8 weights by torchao")
 @pytest.mark.parametrize("recipe", STAGED)
 @pytest.mark.parametrize("how", INT8)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -75,6 +75,7 @@ def batches(draw: Any, family: str) -> tuple[Any, ...]:
     return tuple(prompts)
 
 
+@pytest.mark.works("Inputs", "any plan on any batch (hypothesis)")
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(QUICK, max_examples=25)
 @given(data=st.data())

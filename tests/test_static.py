@@ -24,6 +24,7 @@ PLANS: dict[str, Any] = {
 }
 
 
+@pytest.mark.works("Caches", "static cache")
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -45,6 +46,7 @@ def test_static_columns_that_no_block_holds_would_be_seen(monkeypatch: pytest.Mo
         assert not close(logits(answer("llava", "sdpa", RAGGED, **STATIC)), expected)
 
 
+@pytest.mark.works("Caches", "static cache, pictures in later turns")
 @pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava"])
 def test_later_pictures_in_a_static_cache(family: str) -> None:
     """Three turns with pictures each: the same answers as with a cache that grows."""
@@ -56,6 +58,7 @@ def test_later_pictures_in_a_static_cache(family: str) -> None:
         assert close(a, b), i
 
 
+@pytest.mark.refused("Caches", "static cache with flash attention")
 def test_flash_attention_with_a_static_cache_is_refused() -> None:
     """Unpruned it is wrong already: without a mask, flash attention reads columns that nobody wrote."""
     lm = model("llava")
@@ -66,6 +69,7 @@ def test_flash_attention_with_a_static_cache_is_refused() -> None:
             answer("llava", "sdpa", ONE, **STATIC)
 
 
+@pytest.mark.works("Inputs", "4-D causal masks")
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_a_ready_made_causal_mask_counts_as_the_2d_one(batch: str, kind: str) -> None:
@@ -80,6 +84,7 @@ def test_a_ready_made_causal_mask_counts_as_the_2d_one(batch: str, kind: str) ->
     assert close(found, expected)
 
 
+@pytest.mark.refused("Inputs", "masks that are not causal")
 def test_a_mask_of_another_shape_is_refused() -> None:
     """Both ways, in blocks, by head: pruning would have to guess what dropped columns meant in it."""
     lm, given = model("llava"), inputs("llava", ONE)
@@ -111,6 +116,7 @@ def nothing_compiled() -> Any:
     torch.compiler.reset()
 
 
+@pytest.mark.works("Caches", "decode steps in torch.compile, without recompilation")
 @pytest.mark.parametrize(
     ("family", "batch", "plan"),
     [
@@ -151,6 +157,7 @@ def test_compiled_code_follows_blocks_that_come_and_go() -> None:
         assert torch.equal(compiled("llava", "ragged")[0], plain[0])
 
 
+@pytest.mark.refused("Caches", "a prefill in torch.compile")
 @pytest.mark.parametrize("how", ["forward", "compile", "function"])
 def test_a_compiled_prefill_is_refused_not_left_unpruned(how: str) -> None:
     lm, given = copy.deepcopy(model("llava")), inputs("llava", ONE)

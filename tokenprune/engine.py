@@ -26,7 +26,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import cache as caches
-from . import ops, parallel
+from . import inputs, ops, parallel
 from .analysis import ecl
 from .errors import (
     AlreadyPrunedError,
@@ -74,49 +74,6 @@ class _Turn:
 def _own(shown: Tensor) -> Tensor:
     """A copy of what a scorer is shown, where torch would not notice that it is changed in place."""
     return shown.clone() if shown.is_inference() else shown
-
-
-PACKED = "several prompts share one row (continuous batching, padding-free training); give each prompt a row of its own"
-
-
-def _unreadable(mask: Any, cache: Any, *, packed: bool, flash: bool, starts: bool, compiled: bool) -> str | None:
-    """What keeps pruning from following this pass, and what to do instead; None if it can."""
-    if packed:
-        return PACKED
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-        got = f"{mask.ndim}-D mask that is not causal" if isinstance(mask, Tensor) else type(mask).__name__
-        return f"it needs a 2-D attention mask (prompts x columns) or none, got a {got}; pass the tokenizer's mask"
-    if flash and caches.room(cache):
-        return (
-            "flash attention reads the empty columns of a static cache too, with or without pruning; use sdpa, or "
-            "leave cache_implementation at its default"
-        )
-    if starts and compiled:
-        return (
-            "a prefill inside torch.compile would be compiled for every prompt; take torch.compile off the model and "
-            "pass cache_implementation='static' to generate, which compiles the decode steps only"
-        )
-    return None
-
-
-def _columns(mask: Any, past: int, new: int) -> Any:
-    """The 2-D mask that a 4-D causal one was made of; anything else as it is.
-
-    Static caches come with a ready-made mask, some by attention type. Its last row sees all columns but padding.
-    """
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", mask)
-    if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.shape[1] != 1:
-        return mask
-    allowed = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] >= 0
-    visible = allowed[:, -1]
-    if new > 1:  # one row cannot be anything else than causal
-        columns = torch.arange(visible.shape[1], device=visible.device)
-        causal = columns <= columns[past : past + new, None]
-        real = visible[:, past : past + new, None]  # what padded rows see does not matter
-        if not torch.equal(allowed & real, visible[:, None] & causal & real):
-            return mask
-    return visible
 
 
 class Pruner:
@@ -244,11 +201,11 @@ class Pruner:
         prompt, width = caches.owned(cache), new.shape[1]
         step = prompt is not None and width == 1 and mask is not None  # a decode step that need not ask the cache
         past = 0 if step or cache is None else int(cache.get_seq_length())
-        mask = _columns(mask, past, width)
+        mask = inputs.columns(mask, past, width)
         total = mask.shape[1] if isinstance(mask, Tensor) else past + width
         turn = _Turn(prompt, mask, total, cache=cache)
         starts = not step and (not past or (ids is not None and width > 1 and self._shows(ids)))
-        reason = _unreadable(
+        reason = inputs.refusal(
             mask,
             cache,
             packed=given.get("cu_seq_lens_q") is not None,
@@ -322,20 +279,21 @@ class Pruner:
         columns = torch.arange(ids.shape[1], device=ids.device)
         after = valid & (columns > torch.where(visual, columns, -1).amax(1, keepdim=True))
         if turn.prompt and turn.prompt.end == start and (turn.prompt.visual[:, -1] & visual[:, 0]).any():
+            ends = start + int(visual.cumprod(1).sum(1).max())
+            size = f"at least {ends}, which ends after this one" if ends < start + ids.shape[1] else "the whole prompt"
             raise PromptError(
                 "a picture was split between two passes, so its tokens cannot be compared: leave prefill_chunk_size at "
-                "None, or choose one that ends between pictures"
+                f"None, or choose {size}"
             )
         restarts = torch.zeros_like(valid)  # of positions, within a row
         if positions is not None:
-            positions = positions.reshape(-1, *positions.shape[-2:])[0].to(
-                ids.device
-            )  # M-RoPE: text or time comes first
+            # M-RoPE: text or time comes first
+            positions = positions.reshape(-1, *positions.shape[-2:])[0].to(ids.device)
             restarts[:, 1:] = (positions[:, 1:] < positions[:, :-1]) & valid[:, 1:] & valid[:, :-1]
         numbers = torch.stack([tensor.sum(1) for tensor in (valid, visual, after, restarts)])
         lengths, counts, question, packed = numbers.tolist()  # the one sync
         if any(counts) and any(packed):
-            raise PromptError(f"pruning cannot read these inputs: {PACKED}")
+            raise PromptError(f"pruning cannot read these inputs: {inputs.PACKED}")
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
         stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
