@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,11 +15,16 @@ from tokenprune.values import View
 
 @contextmanager
 def hidden_by_mask(
-    model: Any, attention_mask: Tensor, views: Mapping[int, View], compact: bool = False
+    model: Any,
+    attention_mask: Tensor,
+    views: Mapping[int, View],
+    compact: bool = False,
+    fold: Callable[[int, Tensor], Tensor] = lambda layer, hidden: hidden,
 ) -> Iterator[None]:
     """From block L on, hide every prompt column that is not in `views[L]`; sequence lengths stay as they are.
 
     With `compact`, kept columns are also renumbered without gaps from block L on (1-D positions).
+    `fold(L, hidden)` is what enters block L of the prompt in place of `hidden`.
     """
     decoder = model.model.language_model
     valid = attention_mask.bool()
@@ -48,6 +53,8 @@ def hidden_by_mask(
         mask = torch.zeros(b, 1, q, past + q, dtype=hidden.dtype)
         mask.masked_fill_(~allowed[:, None], torch.finfo(hidden.dtype).min)
         kwargs = {**kwargs, "attention_mask": mask}
+        if not past and block in views:
+            args = (fold(block, hidden), *args[1:])
         if compact:
             positions = (every.cumsum(1) - 1).clamp_min(0)[:, past:]
             kwargs["position_embeddings"] = decoder.rotary_emb(hidden, position_ids=positions)

@@ -65,6 +65,7 @@ class _Turn:
     prefill: bool = False  # this pass prunes
     after: ExitStack = field(default_factory=ExitStack)  # what to undo when this pass is over
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    embedded: Tensor | None = None  # what entered block 0, until the last stage is over
     held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
     masks: dict[_Depth, Any] = field(default_factory=dict)
     rotary: dict[_Depth, RotaryTables] = field(default_factory=dict)
@@ -161,6 +162,10 @@ class Pruner:
             enter = partial(self._enter, block)
             self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
         self._first = min(self._first, first)
+        if turn.prefill and turn.prompt.stages:
+            embed = partial(self._embed, turn)
+            hook = self.blocks[0].register_forward_pre_hook(embed, with_kwargs=True, prepend=True)  # before `_enter`
+            turn.after.callback(hook.remove)
         for layer in turn.prompt.stages if turn.prefill else ():
             if layer:
                 for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
@@ -332,6 +337,11 @@ class Pruner:
         if turn is self._turn:  # and not of a pass in another thread
             turn.looked[layer, name] = output
 
+    def _embed(self, turn: _Turn, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before block 0: keep what enters it, for scorers that ask."""
+        if turn is self._turn:
+            turn.embedded = args[0]
+
     def _enter(self, block: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before a block: prune if its stage is here; then let it see its view and nothing else."""
         turn = self._turn
@@ -423,6 +433,8 @@ class Pruner:
         prompt.views[layer] = narrowed
         for key in [key for key in turn.looked if key[0] == layer]:
             del turn.looked[key]
+        if layer == max(prompt.stages):
+            turn.embedded = None
         hidden = ops.gather_columns(hidden, local)
         return hidden.masked_fill(~narrowed.valid[..., None], 0) if narrowed.padded else hidden
 
@@ -448,7 +460,8 @@ class Pruner:
     def _call(self, turn: _Turn, who: str, seen: Seen, plugin: Callable[[], Any]) -> Any:
         """What a scorer or merger gives; its own errors are said with its name."""
         # Inference tensors count no versions: `_seen` hands out copies of them.
-        shared = [t for t in (seen.ids, seen.states, *turn.looked.values()) if not t.is_inference()]
+        shown = (seen.ids, seen.states, turn.embedded, *turn.looked.values())
+        shared = [t for t in shown if t is not None and not t.is_inference()]
         versions = [t._version for t in shared]
         try:
             given = plugin()
@@ -515,10 +528,17 @@ class Pruner:
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
             return self.ranks.all_heads("keys", keys), every if held is None else held[row, : keys.shape[1]]
 
-        full = prompt.everything.lengths[row]
-        ids = prompt.ids[row]
-        if full != len(ids):
-            ids = ids[prompt.everything.valid[row].int().argsort(stable=True)[-full:]]
+        full, width = prompt.everything.lengths[row], prompt.everything.width
+        every = slice(None) if full == width else prompt.everything.valid[row].int().argsort(stable=True)[-full:]
+        ids = prompt.ids[row][every]
+
+        def embedded() -> tuple[Tensor, Tensor]:
+            assert turn.embedded is not None  # `_embed`; until the last stage is over
+            entered, marked = turn.embedded[row], prompt.visual[row][every]
+            entered = entered[every if isinstance(every, slice) else every.to(entered.device)]
+            shown = marked.int().argsort(stable=True)[full - prompt.counts[row] :]
+            return _own(entered.to(hidden.device)), shown.to(hidden.device)
+
         rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
         place = prompt.everything.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
         return Seen(
@@ -534,6 +554,8 @@ class Pruner:
             past=past if prompt.start else None,
             rotate=rotate,
             scaling=self.adapter.scaling(here),
+            norm=partial(self.adapter.norm, self.decoder),
+            embedded=embedded,
         )
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The three interfaces of tokenprune, and the type of a merger. Everything else is built from these."""
+"""The three interfaces of tokenprune, and the types of mergers and calibrations. All else is built from these."""
 
 from __future__ import annotations
 
@@ -81,6 +81,10 @@ class Adapter(ABC):
         """RoPE with the tables (`r dh`) of these rows."""
 
     @abstractmethod
+    def norm(self, decoder: nn.Module, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
+        """The decoder's final norm."""
+
+    @abstractmethod
     def rotary(self, decoder: nn.Module, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
         """Rotary tables for new positions, or None if the family's positions cannot be renumbered (M-RoPE)."""
 
@@ -101,3 +105,6 @@ class Adapter(ABC):
 
 Merger = Callable[[Float[Tensor, "n d"], Int[Tensor, "k"], Seen], Float[Tensor, "n d"]]
 """`merge(hidden, kept, seen)`: the same n rows with the dropped tokens folded into the kept ones."""
+
+Calibration = Callable[..., dict[str, Any]]
+"""`fit(model, prompts, **settings)`: a recipe as in YAML, measured on `prompts`, an iterable of model inputs."""

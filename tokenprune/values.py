@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -161,6 +161,9 @@ class Seen:
             block; None in a first turn.
         rotate: applies RoPE to heads x rows x dh states of the given rows (None = every column).
         scaling: of the attention logits.
+        norm: the decoder's final norm.
+        embedded: `embeddings` and `shown`.
+        notes: empty; what a scorer writes here the merger of its pass can read.
     """
 
     layer: int
@@ -175,6 +178,9 @@ class Seen:
     past: Callable[[str], tuple[Tensor, Tensor]] | None = None
     rotate: Callable[[Tensor, Tensor | None], Tensor] = lambda states, rows: states
     scaling: float = 1.0
+    norm: Callable[[Tensor], Tensor] = lambda states: states
+    embedded: Callable[[], tuple[Tensor, Tensor]] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -207,6 +213,33 @@ class Seen:
         return self.states[self.visual]
 
     @cached_property
+    def normed(self) -> Float[Tensor, "p d"]:
+        """`states` under the decoder's final norm."""
+        return self.norm(self.states)
+
+    @cached_property
+    def embeddings(self) -> Float[Tensor, "s d"]:
+        """What entered block 0, of the whole prompt: tokens dropped since are included."""
+        return self._embedded[0]
+
+    @property
+    def shown(self) -> Int[Tensor, "m"]:
+        """Which `embeddings` are of visual tokens."""
+        return self._embedded[1]
+
+    @cached_property
+    def _embedded(self) -> tuple[Tensor, Tensor]:
+        if self.embedded is None:
+            raise ScorerError("this prompt has no embeddings: give its Seen embedded=lambda: (states, visual columns)")
+        return self.embedded()
+
+    @property
+    def text(self) -> Int[Tensor, "t"]:
+        """Places among the p columns of the text after the last visual token; the last column if there is none."""
+        p = len(self.states)
+        return torch.arange(p - max(self.question, 1), p, device=self.states.device)
+
+    @cached_property
     def queries(self) -> Float[Tensor, "H n dh"]:
         """Query states of the visual tokens in the last block that saw them all, before RoPE."""
         return self._block("previous")("queries", self.visual)
@@ -221,8 +254,15 @@ class Seen:
         """Value states, likewise."""
         return self._block("previous")("values", self.visual)
 
+    @cached_property
+    def rotated_keys(self) -> Float[Tensor, "h p dh"]:
+        """Key states of every column that is left, text included, with RoPE."""
+        return self.rotate(self._block("previous")("keys", None), None)
+
     def attention(
-        self, queries: Literal["last", "text"] | Sequence[int] = "last", block: Literal["previous", "next"] = "previous"
+        self,
+        queries: Literal["last", "text"] | Sequence[int] | Int[Tensor, "r"] = "last",
+        block: Literal["previous", "next"] = "previous",
     ) -> Float[Tensor, "H r n"]:
         """Attention probabilities from a few query rows to the visual tokens, float32.
 
@@ -230,20 +270,23 @@ class Seen:
 
         Args:
             queries: the last column, all text after the last visual token (the last column if there is none), or
-                columns among the p (negative: from the end).
+                columns among the p (negative: from the end; not in a tensor).
             block: with the states of the block that just ran, or with the norm and projections of the next one.
         """
         rows = self._rows(queries)
         project = self._block(block)
-        asked, every = project("queries", rows), project("keys", None)
+        every = self.rotated_keys if block == "previous" else self.rotate(project("keys", None), None)
         past = self.past(block) if self.past else None
-        weights = ops.attention_rows(self.rotate(asked, rows), self.rotate(every, None), rows, self.scaling, past)
+        asked = self.rotate(project("queries", rows), rows)
+        weights = ops.attention_rows(asked, every, rows, self.scaling, past)
         return weights[..., self.visual]
 
-    def _rows(self, queries: Literal["last", "text"] | Sequence[int]) -> Int[Tensor, "r"]:
+    def _rows(self, queries: Literal["last", "text"] | Sequence[int] | Tensor) -> Int[Tensor, "r"]:
+        if isinstance(queries, Tensor):
+            return queries
+        if queries == "text":
+            return self.text
         p, device = len(self.states), self.states.device
-        if queries == "text" and self.question:
-            return torch.arange(p - self.question, p, device=device)
         asked = [-1] if isinstance(queries, str) else list(queries)
         if wrong := [row for row in asked if not -p <= row < p]:
             raise ScorerError(f"query columns {wrong} do not exist: {p} columns are left at layer {self.layer}")

@@ -4,7 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune import hookimpl
+from tokenprune import Calibration, Merger, Scorer, hookimpl
+
+from . import dart, fitprune, sparsevlm, vtw
+
+
+@hookimpl
+def tokenprune_scorers() -> dict[str, type[Scorer]]:
+    return {
+        "dart": dart.Dart,
+        "fitprune": fitprune.FitPrune,
+        "sparsevlm": sparsevlm.SparseVLM,
+    }
+
+
+@hookimpl
+def tokenprune_mergers() -> dict[str, Merger]:
+    return {
+        "recycle": sparsevlm.recycle,
+    }
+
+
+@hookimpl
+def tokenprune_calibrations() -> dict[str, Calibration]:
+    return {
+        "fitprune": fitprune.calibrate,
+        "vtw": vtw.calibrate,
+    }
 
 
 @hookimpl

@@ -1,0 +1,117 @@
+"""SparseVLM: the words that the picture speaks to say which of its tokens stay (arXiv 2410.04417)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenprune import Scorer, Seen
+from tokenprune.ops import rank_scores
+
+ROWS = 256  # text rows at once: their attention over all columns is in memory
+
+
+@dataclass(frozen=True)
+class SparseVLM(Scorer):
+    """Keep the tokens that the raters attend to: words nearer to the picture than average (arXiv 2410.04417).
+
+    Args:
+        recycle: `seen.keep` includes the centres of the clusters that `merge: recycle` makes of dropped tokens.
+        heads: average only the heads with most attention from raters to the picture; null averages all.
+        unbias: divide attention by what RoPE alone gives to equal queries and keys (SparseVLM+).
+    """
+
+    recycle: bool = True
+    heads: int | None = None
+    unbias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.heads is not None and self.heads < 1:
+            raise ValueError(f"heads must be >= 1 or null, got {self.heads}")
+
+    def score(self, seen: Seen) -> Float[Tensor, "n"]:
+        rating = self._rating(seen)
+        if not self.recycle or not seen.keep:
+            return rating
+        order, best = rating.argsort(descending=True, stable=True), best_of(len(rating), seen.keep)
+        pool = order[best : best + _pool(len(rating) - best)].sort().values
+        centres, home = clusters(seen.hidden[pool], seen.keep - best)
+        seen.notes["recycle"] = pool, pool[centres][home]
+        return rank_scores(order, len(order)).index_fill(0, pool[centres], 0.5 - best)  # after the best, before others
+
+    def _rating(self, seen: Seen) -> Float[Tensor, "n"]:
+        rows = seen.text
+        weights = raters(seen.embeddings[seen.shown].float(), seen.embeddings[-len(rows) :].float())
+        total = torch.zeros((), device=rows.device)
+        for some, weight in zip(rows.split(ROWS), weights.split(ROWS), strict=True):
+            attention = seen.attention(some)
+            attention = attention / rope_bias(seen, some) if self.unbias else attention
+            total = total + (attention * weight[:, None]).sum(1)
+        received = total / weights.sum()  # H n
+        if self.heads is not None:
+            received = received[received.sum(1).argsort(descending=True, stable=True)[: self.heads]]
+        return received.mean(0)
+
+
+def raters(visual: Float[Tensor, "m d"], words: Float[Tensor, "t d"]) -> Float[Tensor, "t"]:
+    """1 for every word more relevant to the visual tokens than the mean word, 0 for others; all 1 if all are alike."""
+    relevance = (visual @ words.T).softmax(-1).nanmean(0)  # a tower may have left holes
+    above = relevance > relevance.mean()
+    return (above | ~above.any()).float()
+
+
+def rope_bias(seen: Seen, rows: Int[Tensor, "r"]) -> Float[Tensor, "r n"]:
+    """Attention logits that queries and keys of ones would have: RoPE alone."""
+    size = seen.keys.shape[-1]
+    ones = torch.ones(1, 1, size, device=rows.device)
+    asked, keys = (seen.rotate(ones.expand(1, len(at), size), at)[0] for at in (rows, seen.visual))
+    return asked.float() @ keys.float().T / size**0.5
+
+
+def _pool(dropped: int) -> int:
+    """How many of the dropped tokens are recycled: the best 30 %."""
+    return int(dropped * 0.3) + 1
+
+
+def _clusters(dropped: int) -> int:
+    return int(_pool(dropped) / 10) + 1
+
+
+def best_of(n: int, keep: int) -> int:
+    """How many of `keep` are the best tokens, so that the clusters of what is dropped are the rest."""
+    return max(bisect_right(range(keep), keep, key=lambda best: best + _clusters(n - best)) - 1, 0)
+
+
+def clusters(rows: Float[Tensor, "m d"], count: int) -> tuple[Int[Tensor, "c"], Int[Tensor, "m"]]:
+    """DPC-kNN: centres (ascending), and for each row the number of its centre.
+
+    Centres are dense and far from denser rows. The released code breaks ties of density by noise; here the lower
+    column is the denser one. Density and distance are multiplied as logarithms, which do not underflow.
+    """
+    gram = rows.float() @ rows.float().T
+    own = gram.diagonal()
+    squared = ((own[:, None] + own - 2 * gram).clamp_min(0) / rows.shape[1]).fill_diagonal_(0)
+    sparsity = squared.sort(-1).values[:, :count].mean(-1)
+    column = torch.arange(len(rows), device=rows.device)
+    denser = (sparsity < sparsity[:, None]) | ((sparsity == sparsity[:, None]) & (column < column[:, None]))
+    gap = squared.where(denser, squared.max()).amin(-1)
+    centres = (gap.log() / 2 - sparsity).argsort(descending=True, stable=True)[:count].sort().values
+    home = squared[:, centres].argmin(-1)
+    home[centres] = torch.arange(count, device=rows.device)
+    return centres, home
+
+
+def recycle(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen) -> Float[Tensor, "n d"]:
+    """Write the plain mean of each cluster that scorer `sparsevlm` found into its centre."""
+    if not len(kept):
+        return hidden
+    if "recycle" not in seen.notes:
+        raise ValueError("recycle merges the clusters of scorer sparsevlm (recycle: true): use it in the same pass")
+    pool, home = seen.notes["recycle"]
+    total = torch.zeros_like(hidden, dtype=torch.float).index_add(0, home, hidden[pool].float())
+    count = torch.zeros(len(hidden), 1, device=hidden.device).index_add(0, home, torch.ones_like(home[:, None]).float())
+    return torch.where(count > 0, total / count.clamp_min(1), hidden.float()).to(hidden.dtype)
