@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -50,11 +51,12 @@ class SparseVLM(Scorer):
         for some, weight in zip(rows.split(ROWS), weights.split(ROWS), strict=True):
             attention = seen.attention(some)
             attention = attention / rope_bias(seen, some) if self.unbias else attention
-            total = total + (attention * weight[:, None]).sum(1)
-        received = total / weights.sum()  # H n
+            by_token = rearrange(attention, "H r n -> n H r").contiguous()  # so that equal tokens have equal sums
+            total = total + (by_token * weight).sum(-1)
+        received = total / weights.sum()  # n H
         if self.heads is not None:
-            received = received[received.sum(1).argsort(descending=True, stable=True)[: self.heads]]
-        return received.mean(0)
+            received = received[:, received.sum(0).argsort(descending=True, stable=True)[: self.heads]].contiguous()
+        return received.mean(-1)
 
 
 def raters(visual: Float[Tensor, "m d"], words: Float[Tensor, "t d"]) -> Float[Tensor, "t"]:
