@@ -113,21 +113,31 @@ def farthest_first(features: Float[Tensor, "n d"], keep: int) -> Int[Tensor, "k"
     """Greedy max-min selection on cosine distance, in the order picked (DivPrune, arXiv 2503.02175).
 
     The first pick is the token whose nearest other token is farthest; ties go to the lower column. One n x n matrix,
-    then a running minimum: O(n^2 d + n k) time, O(n^2) memory.
+    then a running maximum of similarity: O(n^2 d + n k) time, O(n^2) memory.
     """
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    distance = 1 - unit @ unit.T
-    nearest = distance + torch.diag(distance.new_full((len(distance),), float("inf")))
+    likeness = cosines(features).fill_diagonal_(float("-inf"))
     picked = torch.empty(keep, dtype=torch.long, device=features.device)
-    gap = nearest.amin(0)  # of the empty selection: distance to the nearest other token
-    taken = torch.zeros_like(gap, dtype=torch.bool)
+    nearest = likeness.amax(0)  # of the empty selection: likeness to the nearest other token
     for i in range(keep):
-        pick = gap.masked_fill(taken, float("-inf")).argmax(0, keepdim=True)  # one element: a number would be a sync
+        pick = nearest.argmin(0, keepdim=True)  # one element: a number would be a sync
         picked[i : i + 1] = pick
-        taken.index_fill_(0, pick, True)
-        row = distance.index_select(0, pick)[0]
-        gap = row if i == 0 else torch.minimum(gap, row)
+        row = likeness.index_select(0, pick)[0]
+        nearest = row if i == 0 else torch.maximum(nearest, row)
+        nearest.index_fill_(0, pick, float("inf"))  # taken, for good
     return picked
+
+
+def cosines(features: Float[Tensor, "n d"], block: int = 480) -> Float[Tensor, "n n"]:
+    """Cosine similarity of all pairs, float32. Half of a symmetric matrix, then mirrored: exactly symmetric."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    n = len(unit)
+    found = unit.new_empty(n, n)
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        part = unit[start:stop] @ unit[start:].T
+        found[start:stop, start:] = part
+        found[stop:, start:stop] = part[:, stop - start :].T
+    return found
 
 
 def rank_scores(order: Int[Tensor, "k"], n: int) -> Float[Tensor, "n"]:
