@@ -1,4 +1,4 @@
-"""Every merger again, in loops and float64: what the kept tokens become."""
+"""Mergers again, in loops and float64: what the kept tokens become."""
 
 from __future__ import annotations
 

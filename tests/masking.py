@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,12 +19,12 @@ def hidden_by_mask(
     attention_mask: Tensor,
     views: Mapping[int, View],
     compact: bool = False,
-    fold: Callable[[int, Tensor], Tensor] = lambda layer, hidden: hidden,
+    folded: Mapping[int, Tensor] | None = None,
 ) -> Iterator[None]:
     """From block L on, hide every prompt column that is not in `views[L]`; sequence lengths stay as they are.
 
-    With `compact`, kept columns are also renumbered without gaps from block L on (1-D positions).
-    `fold(L, hidden)` is what enters block L of the prompt in place of `hidden`.
+    With `compact`, kept columns are also renumbered without gaps from block L on (1-D positions). `folded[L]` are rows
+    (in the order of the view) that take the place of the kept columns on their way into block L of the prefill.
     """
     decoder = model.model.language_model
     valid = attention_mask.bool()
@@ -44,6 +44,12 @@ def hidden_by_mask(
         if columns is None:
             return None
         hidden = args[0]
+        if folded and block in folded and hidden.shape[1] == s:
+            hidden = hidden.clone()
+            for row in range(b):
+                view = views[block]
+                hidden[row, view.index[row][view.valid[row]]] = folded[block][row][view.valid[row]]
+            args = (hidden, *args[1:])
         cache = kwargs["past_key_values"]
         past = cache.get_seq_length(block) if cache is not None else 0
         q = hidden.shape[1]
@@ -53,8 +59,6 @@ def hidden_by_mask(
         mask = torch.zeros(b, 1, q, past + q, dtype=hidden.dtype)
         mask.masked_fill_(~allowed[:, None], torch.finfo(hidden.dtype).min)
         kwargs = {**kwargs, "attention_mask": mask}
-        if not past and block in views:
-            args = (fold(block, hidden), *args[1:])
         if compact:
             positions = (every.cumsum(1) - 1).clamp_min(0)[:, past:]
             kwargs["position_embeddings"] = decoder.rotary_emb(hidden, position_ids=positions)

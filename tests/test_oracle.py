@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from families import BATCHES, DEPTH, FAMILIES, MIXED, RAGGED, Prompt, answer, has_video, inputs, logits, model
-from folds import FOLDS
 from masking import hidden_by_mask
 
 import tokenprune
-from tokenprune import Scorer, Seen
-from tokenprune.prompt import PromptState
-from tokenprune.recipe import Recipe, load
 
 ATTENTIONS = ("sdpa", "eager")
 RECIPES: dict[str, list[dict[str, Any]]] = {
@@ -59,61 +53,36 @@ def test_pruning_equals_masking(family: str, attention: str, batch: str, recipe:
     check_oracle(family, attention, prompts, {"prune": RECIPES[recipe]})
 
 
-@dataclass(frozen=True)
-class Watched(Scorer):
-    """Another scorer; writes down what it was shown and gave, by layer and prompt."""
-
-    inner: Scorer
-    found: dict[tuple[int, int], tuple[Seen, torch.Tensor]] = field(default_factory=dict)
-
-    def score(self, seen: Seen) -> torch.Tensor:
-        score = self.inner.score(seen)
-        self.found[seen.layer, sum(layer == seen.layer for layer, _ in self.found)] = seen, score
-        return score
-
-
-def folding(
-    state: PromptState, watched: dict[tuple[int, int], tuple[Seen, torch.Tensor]]
-) -> Callable[[int, torch.Tensor], torch.Tensor]:
-    """What merging passes make of the hidden states entering their block, by the slow folds."""
-
-    def fold(layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        stage = state.stages[layer]
-        if stage.work.merge is None:
-            return hidden
-        hidden = hidden.clone()
-        rows = [row for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)) if kept < n]
-        for i, row in enumerate(rows):
-            seen, score = watched[layer, i]
-            columns = seen.columns + hidden.shape[1] - state.everything.lengths[row]  # pads stand left
-            order = score.argsort(descending=True, stable=True)
-            kept = sorted(order[: stage.kept[row]].tolist())
-            folded = FOLDS[stage.work.merge](hidden[row, columns].double().numpy(), kept, score.double().numpy())
-            hidden[row, columns[kept]] = torch.from_numpy(folded).to(hidden.dtype)
-        return hidden
-
-    return fold
-
-
 def check_oracle(family: str, attention: str, prompts: Any, recipe: Any, compact: bool = False) -> None:
-    """A pruned answer is the masked one; where a pass merges, the masked tokens are folded by hand first."""
-    watched: dict[tuple[int, int], tuple[Seen, torch.Tensor]] = {}
-    built = load(recipe)
-    if any(work.merge for work in built.passes):
-        passes = (replace(work, scorer=Watched(work.scorer, watched)) for work in built.passes)
-        built = Recipe(built.name, tuple(passes))
-    with tokenprune.prune(model(family, attention), built) as pruning:
+    with tokenprune.prune(model(family, attention), recipe) as pruning:
         pruned = logits(answer(family, attention, prompts))
-    state = pruning.state
-    assert state is not None
+        state = pruning.state
+        assert state is not None
+        folded = {
+            layer: entering(family, attention, prompts, layer)
+            for layer, stage in state.stages.items()
+            if stage.work.merge is not None
+        }
     assert sorted(state.views) == sorted(state.stages)
     mask = inputs(family, prompts)["attention_mask"]
-    with hidden_by_mask(model(family, attention), mask, state.views, compact, folding(state, watched)):
+    with hidden_by_mask(model(family, attention), mask, state.views, compact, folded):
         masked = logits(answer(family, attention, prompts))
     full = unpruned(family, attention, tuple(prompts))
     assert close(pruned, masked)
     with_pictures = [row for row, count in enumerate(state.counts) if count]
     assert not close(pruned[with_pictures], full[with_pictures])
+
+
+def entering(family: str, attention: str, prompts: Any, block: int) -> torch.Tensor:
+    """The merged rows that enter a block; how they are merged is compared with the papers elsewhere."""
+    lm, seen = model(family, attention), []
+    handle = lm.model.language_model.layers[block].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():
+            lm(**inputs(family, prompts))
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 @pytest.mark.works("Inputs", "videos and pictures together")

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, RAGGED, inputs, model
 from folds import FOLDS, recycled
-from papers_reference import HEADS, KINDS, best_first, density_peaks, draw, raters, sparsevlm
-from tokenprune_papers.sparsevlm import SparseVLM, best_of, clusters, recycle
+from papers_reference import HEADS, KINDS, best_first, draw, raters, sparsevlm
+from papers_reference import density_peaks as slow_density_peaks
+from tokenprune_papers.sparsevlm import SparseVLM, _gaps, best_of, density_peaks, recycle
 
 import tokenprune
-from tokenprune.errors import ScorerError
+from tokenprune import Scorer, Seen
 
 SEEDS = range(10)
 PLUS = SparseVLM(recycle=False, heads=3, unbias=True)
+
+
+@dataclass(frozen=True)
+class Watched(Scorer):
+    """Another scorer; writes down what it was shown and gave, by layer and prompt."""
+
+    inner: Scorer
+    found: dict[tuple[int, int], tuple[Seen, torch.Tensor]] = field(default_factory=dict)
+
+    def score(self, seen: Seen) -> torch.Tensor:
+        score = self.inner.score(seen)
+        self.found[seen.layer, sum(layer == seen.layer for layer, _ in self.found)] = seen, score
+        return score
 
 
 def order(score: torch.Tensor, keep: int) -> list[int]:
@@ -35,10 +51,10 @@ def test_it_takes_the_same_tokens_in_the_same_order(seed: int, heads: str, kind:
         best, pool, count = recycled(75, keep)
         candidates = sorted(rating[best : best + pool])
         hidden = prompt.states[prompt.visual]
-        centres = [candidates[c] for c in density_peaks(hidden[candidates], count)]
+        centres = [candidates[c] for c in slow_density_peaks(hidden[candidates], count)]
         assert order(score, keep) == [*rating[:best], *centres]
         kept = sorted(order(score, keep))
-        folded = recycle(seen.hidden, torch.tensor(kept), seen)
+        folded = recycle(seen.hidden, torch.tensor(kept), replace(seen, scores=score))
         np.testing.assert_allclose(folded[kept], FOLDS["recycle"](hidden, kept, score.numpy()), atol=1e-5)
         untouched = [i for i in kept if i not in centres]
         assert torch.equal(folded[untouched], seen.hidden[untouched])
@@ -80,19 +96,14 @@ def test_every_count_can_be_split(n: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["random", "lattice", "duplicates", "equal"])
-def test_clusters_are_density_peaks(kind: str, count: int) -> None:
+def test_centres_are_density_peaks(kind: str, count: int) -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         rows = rng.integers(-1, 2, (20, 4)).astype(float) if kind == "lattice" else rng.standard_normal((20, 16))
         rows = {"duplicates": rows[np.arange(20) // 2], "equal": rows[np.zeros(20, int)]}.get(kind, rows)
         rows = rows.astype(np.float32).astype(np.float64)
-        centres, home = clusters(torch.from_numpy(rows).float(), count)
-        assert centres.tolist() == density_peaks(rows, count)
-        for i, at in enumerate(home.tolist()):
-            gaps = ((rows[i] - rows[centres.numpy()]) ** 2).sum(1)
-            assert gaps[at] <= gaps.min() + 1e-6
-            assert i not in centres or centres[at] == i
-            assert i in centres or at == int(np.argmin(np.round(gaps, 9)))
+        found = density_peaks(_gaps(torch.from_numpy(rows).float()), count)
+        assert found.tolist() == slow_density_peaks(rows, count)
 
 
 def test_far_rows_do_not_underflow() -> None:
@@ -101,7 +112,41 @@ def test_far_rows_do_not_underflow() -> None:
     squared = (rows.double()[:, None] - rows.double()).square().sum(-1) / 16
     sparsity = squared.sort().values[:, :2].mean(-1)
     assert sparsity.neg().exp().eq(0).all()
-    assert clusters(rows, 2)[0].tolist() == sorted(sparsity.argsort(stable=True)[:2].tolist()) != [0, 1]
+    assert density_peaks(_gaps(rows), 2).tolist() == sorted(sparsity.argsort(stable=True)[:2].tolist()) != [0, 1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_enters_the_next_block_is_folded(family: str) -> None:
+    """In the model, every stage and prompt: the rows that enter the block are the means made by hand."""
+    lm, into, entered = model(family), {}, {}
+    schedule = {"name": "table", "layers": [2, 4], "keep": [0.6, 0.3]}
+    watched = Watched(SparseVLM(), into)
+    recipe = {"prune": [{"scorer": watched, "schedule": schedule, "merge": "recycle", "positions": "compact"}]}
+    with torch.no_grad(), tokenprune.prune(lm, recipe) as pruning:
+        lm(**inputs(family, RAGGED))
+        state = pruning.state
+        handles = [
+            lm.model.language_model.layers[layer].register_forward_pre_hook(
+                lambda module, args, layer=layer: entered.update({layer: args[0]})
+            )
+            for layer in (2, 4)
+        ]
+        into.clear()
+        lm(**inputs(family, RAGGED))
+        for handle in handles:
+            handle.remove()
+    assert state is not None
+    rows = [row for row, count in enumerate(state.counts) if count]
+    assert len(into) == 2 * len(rows) == 4
+    for (layer, i), (seen, score) in into.items():
+        row, view = rows[i], state.views[layer]
+        kept = sorted(order(score, seen.keep))
+        hidden = seen.hidden.double().numpy()
+        expected = FOLDS["recycle"](hidden, kept, score.double().numpy())
+        columns = seen.columns[kept] + view.span - state.everything.lengths[row]
+        places = [int(((view.index[row] == column) & view.valid[row]).nonzero()[0]) for column in columns]
+        np.testing.assert_allclose(entered[layer][row, places], expected, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(expected, hidden[kept], atol=1e-3)
 
 
 def test_holes_of_a_tower_do_not_rate() -> None:
@@ -127,19 +172,6 @@ def test_the_reference_can_fail(mutant: str) -> None:
         "all heads": lambda: SparseVLM(recycle=False, unbias=True).score(prompt.seen(5)),
     }
     assert order(wrong[mutant](), 40) != expected
-
-
-def test_recycling_wants_its_scorer() -> None:
-    from families import ONE, answer, model
-
-    recipe = {
-        "prune": [{"scorer": "attention", "schedule": {"name": "fixed", "layer": 2, "keep": 5}, "merge": "recycle"}]
-    }
-    with (
-        tokenprune.prune(model("llava"), recipe),
-        pytest.raises(ScorerError, match=r"recycle.*tokenprune-papers.*scorer sparsevlm"),
-    ):
-        answer("llava", "sdpa", ONE)
 
 
 def test_heads_that_make_no_sense_are_refused() -> None:

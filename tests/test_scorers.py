@@ -319,7 +319,7 @@ class Reader(Scorer):
     into: list[tuple[Seen, dict[str, torch.Tensor]]]
 
     def score(self, seen: Seen) -> torch.Tensor:
-        names = ("embeddings", "shown", "normed", "text", *(["rotated_keys"] if seen.layer else []))
+        names = ("embeddings", "shown", "normed", "words", *(["rotated_keys"] if seen.layer else []))
         self.into.append((seen, {name: getattr(seen, name) for name in names}))
         return -torch.arange(len(seen.visual)).float()
 
@@ -344,7 +344,7 @@ def test_embeddings_are_what_entered_the_first_block(family: str, mode: Any) -> 
         row, columns, visual = rows[i % len(rows)]
         torch.testing.assert_close(read["embeddings"], entered[0][row, columns], rtol=1e-5, atol=1e-5)
         assert [columns[c] for c in read["shown"].tolist()] == visual
-        assert read["text"].tolist() == list(range(len(seen.states)))[-max(seen.question, 1) :]
+        assert read["words"].tolist() == list(range(len(seen.states)))[-max(seen.question, 1) :]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -453,6 +453,7 @@ class Pruner:
         if merger is None:
             return chosen, None
         who, hidden = f"{registry().origin('merger', merger)} {where}", seen.hidden
+        seen = replace(seen, scores=_own(score))
         folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
         self._check(turn, who, "as many rows as it got", folded, hidden, (hidden.dtype,))
         return chosen, folded

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -163,7 +163,7 @@ class Seen:
         scaling: of the attention logits.
         norm: the decoder's final norm.
         embedded: `embeddings` and `shown`.
-        notes: empty; what a scorer writes here the merger of its pass can read.
+        scores: what the scorer gave, for a merger; None before.
     """
 
     layer: int
@@ -180,7 +180,7 @@ class Seen:
     scaling: float = 1.0
     norm: Callable[[Tensor], Tensor] = lambda states: states
     embedded: Callable[[], tuple[Tensor, Tensor]] | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
+    scores: Float[Tensor, "n"] | None = None
 
     @classmethod
     def of(
@@ -234,7 +234,7 @@ class Seen:
         return self.embedded()
 
     @property
-    def text(self) -> Int[Tensor, "t"]:
+    def words(self) -> Int[Tensor, "t"]:
         """Places among the p columns of the text after the last visual token; the last column if there is none."""
         p = len(self.states)
         return torch.arange(p - max(self.question, 1), p, device=self.states.device)
@@ -285,7 +285,7 @@ class Seen:
         if isinstance(queries, Tensor):
             return queries
         if queries == "text":
-            return self.text
+            return self.words
         p, device = len(self.states), self.states.device
         asked = [-1] if isinstance(queries, str) else list(queries)
         if wrong := [row for row in asked if not -p <= row < p]:

@@ -36,7 +36,9 @@ class Dart(Scorer):
         n = len(seen.visual)
         size = seen.rotated_keys.float().abs().sum((0, 2))  # h p dh -> p
         seeds = _largest(size[seen.visual], min(self.visual, seen.keep))
-        words = seen.text[_largest(size[seen.text], min(self.text, seen.question))] if seen.question else seen.text[:0]
+        words = (
+            seen.words[_largest(size[seen.words], min(self.text, seen.question))] if seen.question else seen.words[:0]
+        )
         unit = torch.nn.functional.normalize(seen.normed.float(), dim=-1)
         pivots = torch.cat([seen.visual[seeds], words])
         likeness = unit[pivots] @ unit[seen.visual].T  # pivots x n

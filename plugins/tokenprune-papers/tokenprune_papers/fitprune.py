@@ -24,7 +24,7 @@ def received(seen: Seen, rows: Int[Tensor, "r"]) -> Float[Tensor, "n"]:
 
 def masses(seen: Seen) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
     """Attention from the text after the picture, and from the visual tokens (their mean)."""
-    return received(seen, seen.text), received(seen, seen.visual) / len(seen.visual)
+    return received(seen, seen.words), received(seen, seen.visual) / len(seen.visual)
 
 
 @dataclass(frozen=True)

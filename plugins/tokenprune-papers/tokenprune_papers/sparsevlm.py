@@ -40,12 +40,11 @@ class SparseVLM(Scorer):
             return rating
         order, best = rating.argsort(descending=True, stable=True), best_of(len(rating), seen.keep)
         pool = order[best : best + _pool(len(rating) - best)].sort().values
-        centres, home = clusters(seen.hidden[pool], seen.keep - best)
-        seen.notes["recycle"] = pool, pool[centres][home]
-        return rank_scores(order, len(order)).index_fill(0, pool[centres], 0.5 - best)  # after the best, before others
+        centres = pool[density_peaks(_gaps(seen.hidden[pool]), seen.keep - best)]
+        return rank_scores(order, len(order)).index_fill(0, centres, 0.5 - best)  # after the best, before the others
 
     def _rating(self, seen: Seen) -> Float[Tensor, "n"]:
-        rows = seen.text
+        rows = seen.words
         weights = raters(seen.embeddings[seen.shown].float(), seen.embeddings[-len(rows) :].float())
         total = torch.zeros((), device=rows.device)
         for some, weight in zip(rows.split(ROWS), weights.split(ROWS), strict=True):
@@ -88,32 +87,39 @@ def best_of(n: int, keep: int) -> int:
     return max(bisect_right(range(keep), keep, key=lambda best: best + _clusters(n - best)) - 1, 0)
 
 
-def clusters(rows: Float[Tensor, "m d"], count: int) -> tuple[Int[Tensor, "c"], Int[Tensor, "m"]]:
-    """DPC-kNN: centres (ascending), and for each row the number of its centre.
-
-    Centres are dense and far from denser rows. The released code breaks ties of density by noise; here the lower
-    column is the denser one. Density and distance are multiplied as logarithms, which do not underflow.
-    """
+def _gaps(rows: Float[Tensor, "m d"]) -> Float[Tensor, "m m"]:
+    """Mean squared differences of all pairs."""
     gram = rows.float() @ rows.float().T
     own = gram.diagonal()
-    squared = ((own[:, None] + own - 2 * gram).clamp_min(0) / rows.shape[1]).fill_diagonal_(0)
-    sparsity = squared.sort(-1).values[:, :count].mean(-1)
-    column = torch.arange(len(rows), device=rows.device)
-    denser = (sparsity < sparsity[:, None]) | ((sparsity == sparsity[:, None]) & (column < column[:, None]))
-    gap = squared.where(denser, squared.max()).amin(-1)
-    centres = (gap.log() / 2 - sparsity).argsort(descending=True, stable=True)[:count].sort().values
-    home = squared[:, centres].argmin(-1)
-    home[centres] = torch.arange(count, device=rows.device)
-    return centres, home
+    return ((own[:, None] + own - 2 * gram).clamp_min(0) / rows.shape[1]).fill_diagonal_(0)
+
+
+def density_peaks(gaps: Float[Tensor, "m m"], count: int) -> Int[Tensor, "c"]:
+    """Centres of DPC-kNN, ascending: rows that are dense and far from denser ones.
+
+    The released code breaks ties of density by noise; here the lower row is the denser one. Density and distance are
+    multiplied as logarithms, which do not underflow.
+    """
+    sparsity = gaps.sort(-1).values[:, :count].mean(-1)
+    row = torch.arange(len(gaps), device=gaps.device)
+    denser = (sparsity < sparsity[:, None]) | ((sparsity == sparsity[:, None]) & (row < row[:, None]))
+    apart = gaps.where(denser, gaps.max()).amin(-1)
+    return (apart.log() / 2 - sparsity).argsort(descending=True, stable=True)[:count].sort().values
 
 
 def recycle(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen) -> Float[Tensor, "n d"]:
-    """Write the plain mean of each cluster that scorer `sparsevlm` found into its centre."""
-    if not len(kept):
+    """Write the plain mean of each of scorer `sparsevlm`'s clusters into its centre.
+
+    Its scores tell: first come the best tokens, then the centres, then the others that are recycled.
+    """
+    n, keep = len(hidden), len(kept)
+    if not keep or seen.scores is None:
         return hidden
-    if "recycle" not in seen.notes:
-        raise ValueError("recycle merges the clusters of scorer sparsevlm (recycle: true): use it in the same pass")
-    pool, home = seen.notes["recycle"]
-    total = torch.zeros_like(hidden, dtype=torch.float).index_add(0, home, hidden[pool].float())
-    count = torch.zeros(len(hidden), 1, device=hidden.device).index_add(0, home, torch.ones_like(home[:, None]).float())
-    return torch.where(count > 0, total / count.clamp_min(1), hidden.float()).to(hidden.dtype)
+    order, best = seen.scores.argsort(descending=True, stable=True), best_of(n, keep)
+    centres, pool = order[best:keep].sort().values, order[best : best + _pool(n - best)].sort().values
+    rows = hidden.float()
+    home = centres[_gaps(torch.cat([rows[centres], rows[pool]]))[keep - best :, : keep - best].argmin(-1)]
+    home = torch.where(torch.isin(pool, centres), pool, home)  # a centre is its own, whatever lies on it
+    total = torch.zeros_like(rows).index_add(0, home, rows[pool])
+    count = torch.zeros(n, 1, device=rows.device).index_add(0, home, torch.ones(len(home), 1, device=rows.device))
+    return torch.where(count > 0, total / count.clamp_min(1), rows).to(hidden.dtype)
