@@ -125,6 +125,9 @@ class Pruner:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
                 plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
+        for outer in self.model.modules():
+            if any(part is self.base for part in outer.children()):
+                self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
         self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
         self._add(self.base.register_forward_hook(self._end, always_call=True))
         self._add(self.decoder.register_forward_hook(self._restore))
@@ -182,6 +185,12 @@ class Pruner:
 
     # -- one forward pass, in order ------------------------------------------------------------------------------
 
+    def _expect(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the model with its head: who asks for more logits than the last has words there to check."""
+        if not torch.compiler.is_compiling():  # no prefill
+            keep = kwargs.get("logits_to_keep")
+            self._live.drafts = keep - 1 if isinstance(keep, int) and keep > 1 else 0
+
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """The only hook that can tell whether the pass runs in code of torch.compile."""
         self._begin(module, args, kwargs, torch.compiler.is_compiling())
@@ -192,6 +201,7 @@ class Pruner:
         if getattr(self._live, "paused", False):
             return
         self._forget()
+        drafts = vars(self._live).pop("drafts", 0)
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
@@ -224,7 +234,7 @@ class Pruner:
             raise PromptError(f"pruning cannot read these inputs: {reason}")
         if starts and ids is not None:
             self.state = turn.prompt = self._plan(
-                module, args, kwargs, ids, turn, start=past, positions=given.get("position_ids")
+                module, args, kwargs, ids, turn, start=past, positions=given.get("position_ids"), drafts=drafts
             )
             turn.prefill = True
             if turn.prompt.stages and self._recomputed():
@@ -270,6 +280,7 @@ class Pruner:
         turn: _Turn,
         start: int,
         positions: Tensor | None,
+        drafts: int,
     ) -> PromptState:
         """The state of a new prompt batch, `start` columns into its conversation; without stages if nothing drops."""
         valid = torch.ones_like(ids, dtype=torch.bool)
@@ -297,8 +308,19 @@ class Pruner:
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
         stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
-        everything = View.full(valid, lengths)
-        return PromptState(ids, visual, everything, tuple(counts), tuple(question), stages, start, turn.prompt)
+        if any(n and drafts >= text for n, text in zip(counts, question, strict=True)):
+            drafts = 0  # logits of the picture itself are asked for: nobody drafted that
+        return PromptState(
+            ids=ids,
+            visual=visual,
+            everything=View.full(valid, lengths),
+            counts=tuple(counts),
+            question=tuple(question),
+            stages=stages,
+            start=start,
+            earlier=turn.prompt,
+            drafts=drafts,
+        )
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
         """One extra unpruned prefill; its first prompt with a picture decides. Remembered, and said once."""
@@ -487,7 +509,9 @@ class Pruner:
     ) -> Seen:
         """One prompt's lazy view of the batch, pads left out."""
         prompt, length = turn.prompt, view.lengths[row]
-        real = slice(None) if length == view.width else view.valid[row].int().argsort(stable=True)[-length:]
+        real: Any = slice(view.width - prompt.drafts)
+        if length != view.width:
+            real = view.valid[row].int().argsort(stable=True)[-length:][: length - prompt.drafts]
         states = _own(hidden[row][real])
         cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
         before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
@@ -519,6 +543,7 @@ class Pruner:
         ids = prompt.ids[row]
         if full != len(ids):
             ids = ids[prompt.everything.valid[row].int().argsort(stable=True)[-full:]]
+        ids = ids[: full - prompt.drafts]
         rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
         place = prompt.everything.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
         return Seen(
@@ -527,7 +552,7 @@ class Pruner:
             ids=_own(ids.to(hidden.device)),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
-            question=prompt.question[row],
+            question=prompt.question[row] - prompt.drafts,
             states=states,
             previous=looked if before is not None else None,
             following=following,

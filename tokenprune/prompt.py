@@ -90,6 +90,7 @@ class PromptState:
         start: columns of the conversation before this prompt.
         earlier: the prompt before this one in the same conversation.
         views: what is left, by layer; filled while the prefill runs.
+        drafts: last columns that are no prompt yet: words of assisted decoding, which may be taken back.
     """
 
     ids: Int[Tensor, "b s"]
@@ -101,6 +102,7 @@ class PromptState:
     start: int = 0
     earlier: PromptState | None = None
     views: dict[int, View] = field(default_factory=dict)
+    drafts: int = 0
 
     @property
     def end(self) -> int:
@@ -191,6 +193,19 @@ class PromptState:
             start=self.start,
             earlier=self.earlier and self.earlier.select(rows),
             views={layer: view.select(rows) for layer, view in self.views.items()},
+            drafts=self.drafts,
+        )
+
+    def without(self, drafts: int) -> PromptState:
+        """The state after the last `drafts` columns were taken back."""
+        return replace(
+            self,
+            ids=self.ids[:, :-drafts],
+            visual=self.visual[:, :-drafts],
+            everything=self.everything.shorten(drafts),
+            question=tuple(count - drafts for count in self.question),
+            views={layer: view.shorten(drafts) for layer, view in self.views.items()},
+            drafts=self.drafts - drafts,
         )
 
     def repeat(self, repeats: int) -> PromptState:
