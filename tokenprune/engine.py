@@ -95,7 +95,7 @@ class Pruner:
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
         self._attached = False
-        self._running: set[_Turn] = set()  # passes, of any thread
+        self._running: dict[_Turn, threading.Thread] = {}  # passes, and who runs them
         self._idle = threading.Condition()  # guards these two and the hooks
         self._hooks = ExitStack()
         self._first = len(self.blocks)  # from here on blocks are hooked
@@ -143,8 +143,11 @@ class Pruner:
         with self._idle:
             self._attached = False
             try:
-                self._idle.wait_for(lambda: not self._running)
+                while any(thread.is_alive() for thread in self._running.values()):
+                    self._idle.wait(0.1)  # a thread that was killed in its pass tells nobody
             finally:
+                while self._running:
+                    self._running.popitem()[0].after.close()
                 self._hooks.close()
                 self._first = len(self.blocks)
                 torch.compiler.reset()
@@ -179,7 +182,7 @@ class Pruner:
         if (turn := self._turn) is not None:
             turn.after.close()
             with self._idle:
-                self._running.discard(turn)
+                self._running.pop(turn, None)
                 self._idle.notify_all()
         self._live.turn = None
 
@@ -246,7 +249,7 @@ class Pruner:
             with self._idle:
                 if not self._attached:
                     return  # the block was left while this pass began
-                self._running.add(turn)
+                self._running[turn] = threading.current_thread()
                 self._live.turn = turn
                 self._hook(turn)
             turn.after.callback(caches.follow, cache, False)
