@@ -78,7 +78,7 @@ def test_ls_recipes_puts_budgets_side_by_side(
     assert lines["pyramiddrop"] == "L8: 288, L16: 144, L24: 72 270.0 51.8%"
     rows = json.loads(run(capsys, "ls", "recipes", "--json")[1])
     assert {row["recipe"] for row in rows} >= {"fastv", "fastv@64", "divprune-random@192"}
-    for row in rows:
+    for row in (row for row in rows if "error" not in row):
         explained = json.loads(run(capsys, "explain", row["recipe"], "--json")[1])
         assert {"recipe": row["recipe"], **explained} == row
 
