@@ -20,6 +20,9 @@ class Owned(Protocol):
     def hidden(self) -> int: ...
     @property
     def end(self) -> int: ...
+    @property
+    def drafts(self) -> int: ...
+    def without(self, drafts: int) -> Any: ...
     def select(self, rows: Tensor) -> Any: ...
     def repeat(self, repeats: int) -> Any: ...
 
@@ -68,12 +71,13 @@ class PromptOwner:
             self.prompt = self.prompt.repeat(repeats)
 
     def crop(self, tokens_to_remove: int) -> None:
-        room = self.get_seq_length() - self.prompt.end if self.prompt is not None else abs(tokens_to_remove)
-        if abs(tokens_to_remove) > room:
+        room = int(self.get_seq_length()) - self.prompt.end if self.prompt is not None else abs(tokens_to_remove)
+        back = max(0, abs(tokens_to_remove) - room)  # drafts that came with the prompt
+        if self.prompt is not None and back > self.prompt.drafts:
             raise PromptError(
                 f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
-                "prompt: they had a part in what was dropped. Copy the cache before the prompt instead; in generate, "
-                "leave out an assistant_model or look-up, which drafts along with the prompt."
+                "prompt: they had a part in what was dropped. Copy the cache before the prompt instead; an "
+                "assistant_model has to stay unpruned."
             )
         if self.prompt is not None and (self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length()):
             raise PromptError(
@@ -81,6 +85,8 @@ class PromptOwner:
                 "need: leave cache_implementation at its default, or decode without them"
             )
         super().crop(tokens_to_remove)  # type: ignore[misc]
+        if self.prompt is not None and back:
+            self.prompt = self.prompt.without(back)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

@@ -39,7 +39,7 @@ from .interfaces import Adapter, RotaryTables
 from .prompt import PromptState, Stage, plan, plan_stages
 from .recipe import Recipe
 from .registry import registry
-from .values import Seen, Shape, View
+from .values import Budget, Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
 
@@ -83,8 +83,8 @@ class Pruner:
     Nothing is patched or subclassed and no attribute is left on a module. Use `tokenprune.prune` or `.attach`.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter) -> None:
-        self.model, self.recipe, self.adapter = model, recipe, adapter
+    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter, budget: Budget | None = None) -> None:
+        self.model, self.recipe, self.adapter, self.budget = model, recipe, adapter, budget
         self.config: Any = model.config
         self.base = adapter.base(model)
         self.decoder = adapter.decoder(self.base)
@@ -96,7 +96,7 @@ class Pruner:
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
         self._attached = False
-        self._running: set[_Turn] = set()  # passes, of any thread
+        self._running: dict[_Turn, threading.Thread] = {}  # passes, and who runs them
         self._idle = threading.Condition()  # guards these two and the hooks
         self._hooks = ExitStack()
         self._first = len(self.blocks)  # from here on blocks are hooked
@@ -126,6 +126,9 @@ class Pruner:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
                 plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
+        for outer in self.model.modules():
+            if any(part is self.base for part in outer.children()):
+                self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
         self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
         self._add(self.base.register_forward_hook(self._end, always_call=True))
         self._add(self.decoder.register_forward_hook(self._restore))
@@ -141,8 +144,11 @@ class Pruner:
         with self._idle:
             self._attached = False
             try:
-                self._idle.wait_for(lambda: not self._running)
+                while any(thread.is_alive() for thread in self._running.values()):
+                    self._idle.wait(0.1)  # a thread that was killed in its pass tells nobody
             finally:
+                while self._running:
+                    self._running.popitem()[0].after.close()
                 self._hooks.close()
                 self._first = len(self.blocks)
                 torch.compiler.reset()
@@ -181,11 +187,17 @@ class Pruner:
         if (turn := self._turn) is not None:
             turn.after.close()
             with self._idle:
-                self._running.discard(turn)
+                self._running.pop(turn, None)
                 self._idle.notify_all()
         self._live.turn = None
 
     # -- one forward pass, in order ------------------------------------------------------------------------------
+
+    def _expect(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the model with its head: who asks for more logits than the last has words there to check."""
+        if not torch.compiler.is_compiling():  # no prefill
+            keep = kwargs.get("logits_to_keep")
+            self._live.drafts = keep - 1 if isinstance(keep, int) and keep > 1 else 0
 
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """The only hook that can tell whether the pass runs in code of torch.compile."""
@@ -197,6 +209,7 @@ class Pruner:
         if getattr(self._live, "paused", False):
             return
         self._forget()
+        drafts = vars(self._live).pop("drafts", 0)
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         ids, cache, mask = given.get("input_ids"), given.get("past_key_values"), given.get("attention_mask")
@@ -229,7 +242,7 @@ class Pruner:
             raise PromptError(f"pruning cannot read these inputs: {reason}")
         if starts and ids is not None:
             self.state = turn.prompt = self._plan(
-                module, args, kwargs, ids, turn, start=past, positions=given.get("position_ids")
+                module, args, kwargs, ids, turn, start=past, positions=given.get("position_ids"), drafts=drafts
             )
             turn.prefill = True
             if turn.prompt.stages and self._recomputed():
@@ -241,7 +254,7 @@ class Pruner:
             with self._idle:
                 if not self._attached:
                     return  # the block was left while this pass began
-                self._running.add(turn)
+                self._running[turn] = threading.current_thread()
                 self._live.turn = turn
                 self._hook(turn)
             turn.after.callback(caches.follow, cache, False)
@@ -275,6 +288,7 @@ class Pruner:
         turn: _Turn,
         start: int,
         positions: Tensor | None,
+        drafts: int,
     ) -> PromptState:
         """The state of a new prompt batch, `start` columns into its conversation; without stages if nothing drops."""
         valid = torch.ones_like(ids, dtype=torch.bool)
@@ -301,9 +315,20 @@ class Pruner:
             raise PromptError(f"pruning cannot read these inputs: {inputs.PACKED}")
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
-        stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
-        everything = View.full(valid, lengths)
-        return PromptState(ids, visual, everything, tuple(counts), tuple(question), stages, start, turn.prompt)
+        stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl, self.budget)
+        if any(n and drafts >= text for n, text in zip(counts, question, strict=True)):
+            drafts = 0  # logits of the picture itself are asked for: nobody drafted that
+        return PromptState(
+            ids=ids,
+            visual=visual,
+            everything=View.full(valid, lengths),
+            counts=tuple(counts),
+            question=tuple(question),
+            stages=stages,
+            start=start,
+            earlier=turn.prompt,
+            drafts=drafts,
+        )
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
         """One extra unpruned prefill; its first prompt with a picture decides. Remembered, and said once."""
@@ -501,7 +526,9 @@ class Pruner:
     ) -> Seen:
         """One prompt's lazy view of the batch, pads left out."""
         prompt, length = turn.prompt, view.lengths[row]
-        real = slice(None) if length == view.width else view.valid[row].int().argsort(stable=True)[-length:]
+        real: Any = slice(view.width - prompt.drafts)
+        if length != view.width:
+            real = view.valid[row].int().argsort(stable=True)[-length:][: length - prompt.drafts]
         states = _own(hidden[row][real])
         cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
         before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
@@ -530,14 +557,16 @@ class Pruner:
             return self.ranks.all_heads("keys", keys), every if held is None else held[row, : keys.shape[1]]
 
         full, width = prompt.everything.lengths[row], prompt.everything.width
-        every = slice(None) if full == width else prompt.everything.valid[row].int().argsort(stable=True)[-full:]
+        every: Any = slice(width - prompt.drafts)
+        if full != width:
+            every = prompt.everything.valid[row].int().argsort(stable=True)[-full:][: full - prompt.drafts]
         ids = prompt.ids[row][every]
 
         def embedded() -> tuple[Tensor, Tensor]:
             assert turn.embedded is not None  # `_embed`; until the last stage is over
             entered, marked = turn.embedded[row], prompt.visual[row][every]
             entered = entered[every if isinstance(every, slice) else every.to(entered.device)]
-            shown = marked.int().argsort(stable=True)[full - prompt.counts[row] :]
+            shown = marked.int().argsort(stable=True)[len(marked) - prompt.counts[row] :]
             return _own(entered.to(hidden.device)), shown.to(hidden.device)
 
         rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
@@ -548,7 +577,7 @@ class Pruner:
             ids=_own(ids.to(hidden.device)),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
-            question=prompt.question[row],
+            question=prompt.question[row] - prompt.drafts,
             states=states,
             previous=looked if before is not None else None,
             following=following,

@@ -133,6 +133,11 @@ class View:
         lengths = tuple(self.lengths[i] for i in rows.tolist())
         return View(self.index[rows], self.valid[rows], lengths, self.span)
 
+    def shorten(self, columns: int) -> View:
+        """The view without the last columns of its prompt, which every row sees."""
+        lengths = tuple(length - columns for length in self.lengths)
+        return View(self.index[:, :-columns], self.valid[:, :-columns], lengths, self.span - columns)
+
     def to(self, device: torch.device) -> View:
         return View(self.index.to(device), self.valid.to(device), self.lengths, self.span)
 
