@@ -16,9 +16,9 @@ from tokenprune.flops import Geometry
 def calibrate(
     model: nn.Module, prompts: Iterable[Mapping[str, Any]], eta: float = 0.003, first: int = 5
 ) -> dict[str, Any]:
-    """VTW with the first layer, from `first` on, whose next-token distribution is within `eta` of the unpruned one.
+    """VTW's layer for this model.
 
-    Compared is the mean over prompts of KL(withdrawn || unpruned), in nats. One run per block and prompt.
+    It is the first, from `first` on, whose next-token distribution is within `eta` of the unpruned one. Compared is the mean over prompts of KL(withdrawn || unpruned), in nats. One run per block and prompt.
     """
     depth = Geometry.of(model.config).depth
     if not (0 <= first < depth and eta >= 0):
