@@ -18,7 +18,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """VTW's layer for this model.
 
-    It is the first, from `first` on, whose next-token distribution is within `eta` of the unpruned one. Compared is the mean over prompts of KL(withdrawn || unpruned), in nats. One run per block and prompt.
+    It is the first one, from `first` on, whose next-token distribution is within `eta` of the unpruned one. Compared is
+    the mean over prompts of KL(withdrawn || unpruned), in nats. One run per block and prompt.
     """
     depth = Geometry.of(model.config).depth
     if not (0 <= first < depth and eta >= 0):
