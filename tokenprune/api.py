@@ -21,13 +21,13 @@ from .report import Report, report
 class Pruning:
     """A recipe on a model. As a context manager it prunes inside the block; see `attach` for the lasting form."""
 
-    def __init__(self, model: Any, recipe: RecipeLike, *overrides: str) -> None:
+    def __init__(self, model: Any, recipe: RecipeLike, *overrides: str, processor: Any = None) -> None:
         if not hasattr(model, "config"):
             raise UnsupportedModelError(
                 f"expected a transformers model, which has a config, got {type(model).__name__}: pass the model inside "
                 "it, accelerator.unwrap_model(model) say; the wrapper's forward is then pruned too"
             )
-        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config))
+        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config), processor)
 
     def __enter__(self) -> Pruning:
         self._pruner.attach()
@@ -78,22 +78,23 @@ class Pruning:
         return pictures.overlay(pictures.centre_square(image), boxes[mine, 1:].tolist(), kept)
 
 
-def prune(model: Any, recipe: RecipeLike, *overrides: str) -> Pruning:
+def prune(model: Any, recipe: RecipeLike, *overrides: str, processor: Any = None) -> Pruning:
     """Prune visual tokens inside a `with` block.
 
     Args:
         model: a stock transformers model of a supported family.
         recipe: a name (`"entropyprune"`, `"entropyprune@128"`), a YAML path, a mapping, or a Recipe.
         overrides: dotlist lines such as `"prune.0.schedule.average=128"`.
+        processor: the model's processor or tokenizer, for the few scorers that read the question as text.
 
     Raises:
         RecipeError, UnknownNameError: the recipe cannot be built.
         UnsupportedModelError: no adapter for this model.
         AlreadyPrunedError, LayerError: on entering the block.
     """
-    return Pruning(model, recipe, *overrides)
+    return Pruning(model, recipe, *overrides, processor=processor)
 
 
-def attach(model: Any, recipe: RecipeLike, *overrides: str) -> Pruning:
+def attach(model: Any, recipe: RecipeLike, *overrides: str, processor: Any = None) -> Pruning:
     """Prune from now on, until `.remove()` is called on the result. Arguments and errors as in `prune`."""
-    return Pruning(model, recipe, *overrides).__enter__()
+    return Pruning(model, recipe, *overrides, processor=processor).__enter__()

@@ -13,8 +13,8 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -35,10 +35,12 @@ from .errors import (
     ScorerError,
     UnsupportedModelError,
 )
-from .interfaces import Adapter, RotaryTables
+from .interfaces import Adapter, RotaryTables, reads
 from .prompt import PromptState, Stage, plan, plan_stages
 from .recipe import Recipe
+from .recorder import Recorder
 from .registry import registry
+from .tower import Tower
 from .values import Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
@@ -125,7 +127,7 @@ class Pruner:
     Nothing is patched or subclassed and no attribute is left on a module. Use `tokenprune.prune` or `.attach`.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter, processor: Any = None) -> None:
         self.model, self.recipe, self.adapter = model, recipe, adapter
         self.config: Any = model.config
         self.base = adapter.base(model)
@@ -133,7 +135,9 @@ class Pruner:
         self.text: Any = self.decoder.config
         self.blocks = adapter.blocks(self.decoder)
         self.ranks = parallel.Ranks.of(model)
+        self.processor = processor
         self.ecl: int | None = None
+        self.recorder: Recorder | None = None
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
@@ -149,7 +153,7 @@ class Pruner:
         Raises:
             AlreadyPrunedError: the model is inside another pruning block.
             UnsupportedModelError: its decoder does something pruning cannot follow.
-            LayerError: the recipe names a layer the model does not have.
+            LayerError: the recipe names a layer the model does not have, or a block that its vision tower does not.
         """
         if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in self.base._forward_pre_hooks.values()):
             raise AlreadyPrunedError(
@@ -168,11 +172,27 @@ class Pruner:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
                 plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
+        self.recorder = self._recorder()
+        if self.recorder is not None:
+            self.recorder.attach(self._add)
         self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
         self._add(self.base.register_forward_hook(self._end, always_call=True))
         self._add(self.decoder.register_forward_hook(self._restore))
         self._attached = True
         return self
+
+    def _recorder(self) -> Recorder | None:
+        """For the vision tower's blocks that scorers and mergers read; None if they read none."""
+        wanted = [block for work in self.recipe.passes for block in (*work.scorer.tower, *reads(work.merger))]
+        if not wanted:
+            return None
+        tower = self.adapter.tower()
+        if tower is None:
+            raise UnsupportedModelError(
+                f"the recipe reads states of the vision tower, and the adapter for {self.config.model_type} does not "
+                "know that tower: give it a `tower`, or use a scorer of hidden states such as diversity"
+            )
+        return Recorder(tower, self.base, self.config, wanted)
 
     def remove(self) -> None:
         """Take every hook out, when passes that run in other threads are through.
@@ -483,6 +503,7 @@ class Pruner:
         if merger is None:
             return chosen, None
         who, hidden = f"{registry().origin('merger', merger)} {where}", seen.hidden
+        seen = replace(seen, scores=_own(score))
         folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
         self._check(turn, who, "as many rows as it got", folded, hidden, (hidden.dtype,))
         return chosen, folded
@@ -557,6 +578,17 @@ class Pruner:
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
             return self.ranks.all_heads("keys", keys), every if held is None else held[row, : keys.shape[1]]
 
+        @cache
+        def look() -> Tower:
+            return self.recorder.find(states[rank[at]])  # type: ignore[union-attr]
+
+        def spell() -> str:
+            reader = getattr(self.processor, "tokenizer", self.processor)
+            asked = ids[len(ids) - prompt.question[row] :].tolist()
+            if any(token < 0 for token in asked):
+                raise PromptError("the scorer reads the question as text: pass input_ids, not embeddings alone")
+            return str(reader.decode(asked, skip_special_tokens=True))
+
         full = prompt.everything.lengths[row]
         ids = prompt.ids[row]
         if full != len(ids):
@@ -576,6 +608,8 @@ class Pruner:
             past=past if prompt.start else None,
             rotate=rotate,
             scaling=self.adapter.scaling(here),
+            look=look if self.recorder is not None and not layer else None,
+            spell=spell if self.processor is not None else None,
         )
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
