@@ -69,6 +69,8 @@ class Recording:
     def read(self, name: str, number: int, rows: Int[Tensor, "n"]) -> Float[Tensor, "n *w"]:
         """States of a block for these rows of the projector."""
         block = self.block(number)
+        if name == "joined_salience":
+            block, name = block.joined, "salience"
         if name == "salience":
             name = "cls_attention" if block.cls else "received"
         behind = self.adapter.sources(self.shape, len(block.features)).to(block.features.device)[rows]  # n u

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
+import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -69,6 +72,12 @@ class TowerBlock:
         """Probabilities summed over the rows of the stretch, averaged over heads: 1 is an even share."""
         return self._attention("every")
 
+    @cached_property
+    def joined(self) -> TowerBlock:
+        """The same block as if all heads were one."""
+        one = rearrange(torch.stack([self.rotate(self.queries), self.rotate(self.keys)]), "s h r dh -> s 1 r (h dh)")
+        return replace(self, queries=one[0], keys=one[1], scaling=one.shape[-1] ** -0.5, rotate=lambda states: states)
+
     def _attention(self, rows: str) -> Float[Tensor, "r"]:
         asked, keys = self.rotate(self.queries), self.rotate(self.keys)
         return ops.stretch_attention(asked, keys, self.lengths, self.scaling, first_only=rows == "first")
@@ -97,7 +106,7 @@ class Tower:
         """
 
         def read(name: str, block: Block) -> Tensor:
-            if name == "salience":
+            if name.endswith("salience"):
                 name = "cls_attention" if "cls_attention" in states else "received"
             return states[name]
 
@@ -111,9 +120,9 @@ class Tower:
         """Attention that each token gets from all rows of its picture (or window), averaged over heads; 1 is even."""
         return self.read("received", block)
 
-    def salience(self, block: Block = "features") -> Float[Tensor, "n"]:
-        """`cls_attention` where the tower has a CLS row, else `received`."""
-        return self.read("salience", block)
+    def salience(self, block: Block = "features", heads: Literal["mean", "joined"] = "mean") -> Float[Tensor, "n"]:
+        """`cls_attention` where the tower has a CLS row, else `received`; mean over heads, or of one joined head."""
+        return self.read("salience" if heads == "mean" else "joined_salience", block)
 
     def keys(self, block: Block = "features") -> Float[Tensor, "n dk"]:
         """Keys before RoPE, averaged over heads."""

@@ -4,7 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune import hookimpl
+from tokenprune import Merger, Scorer, hookimpl
+
+from .cdpruner import CDPruner
+from .hiprune import HiPrune
+from .holov import HoloV
+from .mergers import contextual, neighbours
+from .prumerge import PruMerge
+from .visionzip import VisionZip
+from .vispruner import VisPruner
+from .vscan import VScan
+
+
+@hookimpl
+def tokenprune_scorers() -> dict[str, type[Scorer]]:
+    return {
+        "cdpruner": CDPruner,
+        "hiprune": HiPrune,
+        "holov": HoloV,
+        "prumerge": PruMerge,
+        "visionzip": VisionZip,
+        "vispruner": VisPruner,
+        "vscan": VScan,
+    }
+
+
+@hookimpl
+def tokenprune_mergers() -> dict[str, Merger]:
+    return {
+        "contextual": contextual,
+        "neighbours": neighbours,
+    }
 
 
 @hookimpl
