@@ -431,6 +431,30 @@ def test_a_picture_shown_twice_is_two_pictures() -> None:
     assert probe.seen[0]["places"][:, 0].tolist() == [0] * 16 + [1] * 16
 
 
+@torch.no_grad()
+def test_heads_can_be_joined() -> None:
+    """As if the tower had one wide head: queries and keys as the projections give them."""
+
+    @dataclass(frozen=True)
+    class Joined(Probe):
+        def score(self, seen):
+            self.seen.append({"joined": seen.tower.salience(-1, heads="joined")})
+            return torch.zeros(len(seen.visual))
+
+    lm, given, probe, flat = double("llava"), prepared("llava", ONE), Joined(), {}
+    attn = next(m for m in lm.model.vision_tower.modules() if isinstance(m, torch.nn.ModuleList))[-1].self_attn
+    handles = [
+        getattr(attn, f"{name}_proj").register_forward_hook(lambda m, a, out, name=name: flat.update({name: out[0]}))
+        for name in "qk"
+    ]
+    with tokenprune.prune(lm, recipe(probe)):
+        lm(**given)
+    for handle in handles:
+        handle.remove()
+    wanted = (flat["q"][0] @ flat["k"].T * flat["q"].shape[-1] ** -0.5).softmax(-1)[1:]
+    torch.testing.assert_close(probe.seen[0]["joined"], wanted)
+
+
 # -- what is asked, and of whom ----------------------------------------------------------------------------------------
 
 

@@ -59,22 +59,19 @@ def rescaled(relevance: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
 def greedy_map(rows: Float[Tensor, "n d"], keep: int) -> Int[Tensor, "k"]:
     """Rows in the order in which they add most to the determinant of `rows @ rows.T` (Chen et al., arXiv 1709.05135).
 
-    One Cholesky column per step: O(n^2 d + n k^2) time. Gains within round-off are none at all: once no row adds
-    anything, the lower ones come first.
+    One Cholesky column per step: O(n^2 d + n k^2) time. Gains that differ by round-off are equal, and the lower row
+    comes first; gains within round-off are none at all, so this goes on when no row adds anything any more.
     """
     kernel = rows @ rows.T
     gain = kernel.diagonal().clone()
-    nothing = ROUND_OFF * gain.max()
-    factors = torch.zeros(len(rows), keep, dtype=rows.dtype, device=rows.device)
+    slack = ROUND_OFF * gain.max()
+    factors = torch.zeros(keep, len(rows), dtype=rows.dtype, device=rows.device)
     picked = torch.empty(keep, dtype=torch.long, device=rows.device)
-    taken = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for i in range(keep):
-        worth = torch.where(gain > nothing, gain, 0).masked_fill(taken, -1)
-        at = worth.argmax(0, keepdim=True)  # one element: a number would be a sync
+        at = (gain >= gain.max().clamp_min(0) - slack).byte().argmax(0, keepdim=True)  # a number would be a sync
         picked[i : i + 1] = at
-        taken.index_fill_(0, at, True)
-        own, part = gain[at], factors[:, :i]
-        column = kernel.index_select(0, at)[0] - part @ part.index_select(0, at)[0]
-        factors[:, i] = torch.where(own > nothing, column * own.clamp_min(1e-30).rsqrt(), 0)
-        gain = gain - factors[:, i].square()
+        own = gain[at]
+        column = kernel.index_select(0, at)[0] - factors[:i].index_select(1, at)[:, 0] @ factors[:i]
+        factors[i] = torch.where(own > slack, column * own.clamp_min(slack).rsqrt(), 0)
+        gain = (gain - factors[i].square()).index_fill(0, at, float("-inf"))
     return picked

@@ -1,4 +1,4 @@
-"""HiPrune (arXiv 2508.00553): tokens that a middle block of the tower looks at, their neighbours, and a deep block's."""
+"""HiPrune (arXiv 2508.00553): what a middle block of the tower looks at, what lies beside, and what a deep one does."""
 
 from __future__ import annotations
 
