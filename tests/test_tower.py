@@ -265,6 +265,21 @@ def test_places_number_pictures_rows_and_columns(family: str) -> None:
         assert (one == -1).all(1).any()
 
 
+def test_frames_of_a_windowed_video_are_pictures() -> None:
+    given, probe = inputs("qwen2_5_vl", MIXED), Probe(asked=())
+    with torch.no_grad(), tokenprune.prune(model("qwen2_5_vl"), recipe(probe)):
+        model("qwen2_5_vl")(**given)
+    grid = torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(4))
+    places = probe.seen[2]["places"]
+    first = int(places[0, 0])
+    assert torch.equal(places - torch.tensor([first, 0, 0]), grid)
+    _, h, w = (given["image_grid_thw"][0] // 2).tolist()
+    mixed = probe.seen[0]["places"]
+    assert torch.equal(mixed[: h * w, 1:], torch.cartesian_prod(torch.arange(h), torch.arange(w)))
+    assert torch.equal(mixed[h * w :, 1:], grid[:, 1:])
+    assert len(mixed[:, 0].unique()) == 3
+
+
 def test_frames_have_a_cls_token_without_a_place() -> None:
     given, probe = inputs("video_llava", [(5, (2, "video", 3))]), Probe(asked=())
     with torch.no_grad(), tokenprune.prune(model("video_llava"), recipe(probe)):
@@ -376,6 +391,28 @@ def test_a_tower_that_fails_leaves_nothing() -> None:
         assert not any(m._forward_hooks for m in lm.model.vision_tower.modules() if m is not lm.model.vision_tower
                        and "k_proj" in str(type(m)))  # fmt: skip
         lm(**given)
+
+
+def test_an_interrupt_in_the_tower_leaves_nothing() -> None:
+    """Ctrl-C in another thread's encoding, after which torch runs no hook: leaving the block takes all out."""
+    lm, given = model("llava"), inputs("llava", ONE)
+    hooks = {id(m): (len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lm.modules()}
+
+    def interrupt(module: Any, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+            lm.model.get_image_features(given["pixel_values"])
+
+    with tokenprune.prune(lm, recipe(Probe())):
+        last = next(m for m in lm.model.vision_tower.modules() if isinstance(m, torch.nn.ModuleList))[-1]
+        handle = last.mlp.register_forward_pre_hook(interrupt)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        handle.remove()
+    assert hooks == {id(m): (len(m._forward_hooks), len(m._forward_pre_hooks)) for m in lm.modules()}
 
 
 def test_threads_see_their_own_pictures() -> None:

@@ -206,6 +206,8 @@ class Pruner:
                 self._idle.wait_for(lambda: not self._running)
             finally:
                 self._hooks.close()
+                if self.recorder is not None:
+                    self.recorder.close()
                 self._first = len(self.blocks)
                 torch.compiler.reset()
 

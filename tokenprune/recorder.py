@@ -99,6 +99,7 @@ class Recorder:
         self.wanted = {self.resolve(block) for block in wanted}
         self._live = threading.local()
         self._kept: dict[int, tuple[weakref.ref[Any], Recording]] = {}  # by the identity of the encoding
+        self._open: set[Recording] = set()  # runs, of any thread
 
     def attach(self, add: Callable[[Any], None]) -> None:
         """Register the hooks; `add` takes their handles."""
@@ -107,12 +108,20 @@ class Recorder:
             add(tower.register_forward_hook(self._finish, always_call=True))
         add(self.adapter.projector(self.base).register_forward_hook(self._land))
 
+    def close(self) -> None:
+        """Forget everything, also runs that Ctrl-C left behind, after which torch runs no hook."""
+        for recording in list(self._open):
+            recording.hooks.close()
+        self._open.clear()
+        self._kept.clear()
+
     @torch.compiler.disable
     def _start(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before a tower: hook what it has now (a LoRA wrapped around it is seen) for this run only."""
         self._stop()
         kept = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "hidden_states")}
         recording = Recording(self.adapter, tower, ((None, *args[1:]), kept))
+        self._open.add(recording)
         blocks = self.adapter.blocks(tower)
         for number in self.wanted:
             recording.projected[number] = {}
@@ -158,6 +167,7 @@ class Recorder:
     def _stop(self) -> None:
         if (recording := self._running) is not None:
             recording.hooks.close()
+            self._open.discard(recording)
         self._live.running = None
 
     def find(self, rows: Float[Tensor, "n d"]) -> Tower:
