@@ -484,3 +484,11 @@ def test_half_precision(dtype: torch.dtype) -> None:
         with torch.no_grad(), tokenprune.prune(lm, recipe) as pruning:
             lm(**{k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs("llava_next", ONE).items()})
         assert pruning.state.views
+
+
+@pytest.mark.parametrize("recipe", ["visionzip", "vispruner", "prumerge", "cdpruner", "hiprune", "holov", "vscan"])
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl"])
+def test_autocast(family: str, recipe: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), tokenprune.prune(model(family), recipe) as pruning:
+        model(family)(**inputs(family, RAGGED))
+    assert pruning.state.views

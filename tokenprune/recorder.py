@@ -183,7 +183,8 @@ class Recorder:
         found = ops.find_equal(mine, torch.cat([mine[:0], *hashes]))
         strange = found < 0
         if (added := self.adapter.added(self.base)) is not None:
-            strange &= ~torch.isin(mine, ops.row_hashes(added[:, :WIDTH].to(rows)))
+            for dtype in {recording.marks.dtype for recording in known if recording.marks is not None}:
+                strange &= ~torch.isin(mine, ops.row_hashes(added[:, :WIDTH].to(dtype).to(rows)))  # as they are packed
         hits = [((found >= a) & (found < b)).any() for a, b in pairwise(ends)]
         unknown, *hit = torch.stack([strange.sum(), *(h.long() for h in hits)]).tolist()
         if unknown:

@@ -47,7 +47,7 @@ def neighbours(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen)
     precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     near = weight[order].to(precise.dtype) * likeness.gather(1, order).isfinite()
     mixture = torch.zeros_like(likeness, dtype=precise.dtype).scatter(1, order, near)  # k n: no k x 32 x d gather
-    return precise.index_add(0, kept, mixture @ precise).to(hidden.dtype)
+    return precise.index_add(0, kept, (mixture @ precise).to(precise.dtype)).to(hidden.dtype)
 
 
 def _homes(
