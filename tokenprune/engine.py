@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -35,10 +35,12 @@ from .errors import (
     ScorerError,
     UnsupportedModelError,
 )
-from .interfaces import Adapter, RotaryTables
+from .interfaces import Adapter, RotaryTables, reads
 from .prompt import PromptState, Stage, plan, plan_stages
 from .recipe import Recipe
+from .recorder import Recorder
 from .registry import registry
+from .tower import Tower
 from .values import Budget, Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
@@ -83,7 +85,14 @@ class Pruner:
     Nothing is patched or subclassed and no attribute is left on a module. Use `tokenprune.prune` or `.attach`.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        adapter: Adapter,
+        budget: Budget | None = None,
+        processor: Any = None,
+    ) -> None:
         self.model, self.recipe, self.adapter, self.budget = model, recipe, adapter, budget
         self.config: Any = model.config
         self.base = adapter.base(model)
@@ -91,7 +100,9 @@ class Pruner:
         self.text: Any = self.decoder.config
         self.blocks = adapter.blocks(self.decoder)
         self.ranks = parallel.Ranks.of(model)
+        self.processor = processor
         self.ecl: int | None = None
+        self.recorder: Recorder | None = None
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
@@ -107,7 +118,7 @@ class Pruner:
         Raises:
             AlreadyPrunedError: the model is inside another pruning block.
             UnsupportedModelError: its decoder does something pruning cannot follow.
-            LayerError: the recipe names a layer the model does not have.
+            LayerError: the recipe names a layer the model does not have, or a block that its vision tower does not.
         """
         if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in self.base._forward_pre_hooks.values()):
             raise AlreadyPrunedError(
@@ -129,11 +140,27 @@ class Pruner:
         for outer in self.model.modules():
             if any(part is self.base for part in outer.children()):
                 self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
+        self.recorder = self._recorder()
+        if self.recorder is not None:
+            self.recorder.attach(self._add)
         self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
         self._add(self.base.register_forward_hook(self._end, always_call=True))
         self._add(self.decoder.register_forward_hook(self._restore))
         self._attached = True
         return self
+
+    def _recorder(self) -> Recorder | None:
+        """For the vision tower's blocks that scorers and mergers read; None if they read none."""
+        wanted = [block for work in self.recipe.passes for block in (*work.scorer.tower, *reads(work.merger))]
+        if not wanted:
+            return None
+        tower = self.adapter.tower()
+        if tower is None:
+            raise UnsupportedModelError(
+                f"the recipe reads states of the vision tower, and the adapter for {self.config.model_type} does not "
+                "know that tower: give it a `tower`, or use a scorer of hidden states such as diversity"
+            )
+        return Recorder(tower, self.base, self.config, wanted)
 
     def remove(self) -> None:
         """Take every hook out, when passes that run in other threads are through.
@@ -150,6 +177,8 @@ class Pruner:
                 while self._running:
                     self._running.popitem()[0].after.close()
                 self._hooks.close()
+                if self.recorder is not None:
+                    self.recorder.close()
                 self._first = len(self.blocks)
                 torch.compiler.reset()
 
@@ -561,6 +590,7 @@ class Pruner:
         if full != width:
             every = prompt.everything.valid[row].int().argsort(stable=True)[-full:][: full - prompt.drafts]
         ids = prompt.ids[row][every]
+        question = prompt.question[row] - prompt.drafts
 
         def embedded() -> tuple[Tensor, Tensor]:
             assert turn.embedded is not None  # `_embed`; until the last stage is over
@@ -568,6 +598,17 @@ class Pruner:
             entered = entered[every if isinstance(every, slice) else every.to(entered.device)]
             shown = marked.int().argsort(stable=True)[len(marked) - prompt.counts[row] :]
             return _own(entered.to(hidden.device)), shown.to(hidden.device)
+
+        @cache
+        def look() -> Tower:
+            return self.recorder.find(states[rank[at]])  # type: ignore[union-attr]
+
+        def spell() -> str:
+            reader = getattr(self.processor, "tokenizer", self.processor)
+            asked = ids[len(ids) - question :].tolist()
+            if any(token < 0 for token in asked):
+                raise PromptError("the scorer reads the question as text: pass input_ids, not embeddings alone")
+            return str(reader.decode(asked, skip_special_tokens=True))
 
         rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
         place = prompt.everything.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
@@ -577,7 +618,7 @@ class Pruner:
             ids=_own(ids.to(hidden.device)),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
-            question=prompt.question[row] - prompt.drafts,
+            question=question,
             states=states,
             previous=looked if before is not None else None,
             following=following,
@@ -586,6 +627,8 @@ class Pruner:
             scaling=self.adapter.scaling(here),
             norm=partial(self.adapter.norm, self.decoder),
             embedded=embedded,
+            look=look if self.recorder is not None and not layer else None,
+            spell=spell if self.processor is not None else None,
         )
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:

@@ -5,6 +5,8 @@ Letters: `n` visual tokens, `p` prompt columns, `H`/`h` query/kv heads, `dh` hea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -107,6 +109,61 @@ def attention_rows(
     before = rearrange(grouped @ past[0].mT, "h (g r) c -> (h g) r c", g=groups).float() * scaling
     before = before.masked_fill(~past[1], float("-inf"))
     return torch.cat([before, logits], dim=-1).softmax(-1)[..., before.shape[-1] :]
+
+
+def stretch_attention(
+    queries: Float[Tensor, "H r dh"],
+    keys: Float[Tensor, "H r dh"],
+    lengths: Sequence[int],
+    scaling: float,
+    first_only: bool = False,
+    room: int = 1 << 24,
+) -> Float[Tensor, "r"]:
+    """Attention that each row gets from the rows of its own stretch (or the first one only), averaged over heads.
+
+    Attention is not causal and stays inside stretches of the given lengths, one after the other. Probabilities are
+    summed over the asking rows, float32 or better. At most about `room` of them exist at a time.
+    """
+    heads, r = queries.shape[:2]
+    precise = torch.promote_types(queries.dtype, torch.float32)
+    got = torch.zeros(r, dtype=precise, device=queries.device)
+    starts: dict[int, list[int]] = {}
+    for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+        starts.setdefault(length, []).append(start)
+    for length, begins in starts.items():
+        asking = 1 if first_only else length
+        together = max(1, room // (heads * length * asking))  # stretches
+        step = max(1, room // (heads * length))  # asking rows, where one stretch is too much
+        for i in range(0, len(begins), together):
+            begin = torch.tensor(begins[i : i + together], device=queries.device)
+            at = begin[:, None] + torch.arange(length, device=queries.device)  # stretches x length
+            every = keys[:, at].mT
+            total = torch.zeros(at.shape, dtype=precise, device=queries.device)
+            for j in range(0, asking, step):
+                logits = queries[:, at[:, j : min(j + step, asking)]] @ every
+                total += (logits.to(precise) * scaling).softmax(-1).sum(-2).mean(0)
+            got[at] = total
+    return got
+
+
+def row_hashes(rows: Float[Tensor, "n w"]) -> Int[Tensor, "n"]:
+    """A 64-bit number per row that depends on its bits and nothing else: equal rows have equal ones."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
+    odd = _mix(torch.arange(1, rows.shape[1] + 1, device=rows.device)) | 1
+    return _mix((rows.contiguous().view(whole).long() * odd).sum(-1))
+
+
+def find_equal(wanted: Int[Tensor, "n"], among: Int[Tensor, "m"]) -> Int[Tensor, "n"]:
+    """The place of each wanted number, -1 where there is none. The k-th of equal ones goes to the k-th place."""
+    if not len(among):
+        return torch.full_like(wanted, -1)
+    sorted_among, order = among.sort(stable=True)
+    first, after = (torch.searchsorted(sorted_among, wanted, right=right) for right in (False, True))
+    sorted_wanted, back = wanted.sort(stable=True)
+    rank = torch.empty_like(wanted)
+    rank[back] = torch.arange(len(wanted), device=wanted.device) - torch.searchsorted(sorted_wanted, sorted_wanted)
+    at = torch.minimum(first + rank, after - 1)
+    return torch.where(after > first, order[at.clamp_min(0)], -1)
 
 
 def farthest_first(features: Float[Tensor, "n d"], keep: int) -> Int[Tensor, "k"]:

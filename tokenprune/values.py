@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from . import ops
-from .errors import BudgetError, LayerError, ScorerError
+from .errors import BudgetError, LayerError, PromptError, ScorerError
+
+if TYPE_CHECKING:
+    from .tower import Tower
 
 Layer = int | str
 """A number of decoder blocks (`2`) or a fraction of the depth (`"16/32"`)."""
@@ -168,6 +171,8 @@ class Seen:
         scaling: of the attention logits.
         norm: the decoder's final norm.
         embedded: `embeddings` and `shown`.
+        look: finds the vision tower's states of these tokens; None where there are none to read.
+        spell: the text after the last visual token, read by the processor; None without one.
         scores: what the scorer gave, for a merger; None before.
     """
 
@@ -185,6 +190,8 @@ class Seen:
     scaling: float = 1.0
     norm: Callable[[Tensor], Tensor] = lambda states: states
     embedded: Callable[[], tuple[Tensor, Tensor]] | None = None
+    look: Callable[[], Tower] | None = None
+    spell: Callable[[], str] | None = None
     scores: Float[Tensor, "n"] | None = None
 
     @classmethod
@@ -196,9 +203,12 @@ class Seen:
         queries: Float[Tensor, "H n dh"] | None = None,
         keys: Float[Tensor, "h n dh"] | None = None,
         values: Float[Tensor, "h n dh"] | None = None,
+        tower: Tower | None = None,
     ) -> Seen:
         """A prompt of visual tokens only, from plain tensors: for trying a scorer without a model."""
         given = {name: t for name, t in (("queries", queries), ("keys", keys), ("values", values)) if t is not None}
+        if hidden is None and tower is not None:
+            hidden = torch.zeros(len(tower.places), 1)
         n = len(hidden) if hidden is not None else next(iter(given.values())).shape[1]
         places = torch.arange(n)
         return cls(
@@ -210,6 +220,7 @@ class Seen:
             question=0,
             states=hidden if hidden is not None else torch.zeros(n, 1),
             previous=lambda name, rows: given[name] if rows is None else given[name][:, rows],
+            look=None if tower is None else lambda: tower,
         )
 
     @property
@@ -263,6 +274,26 @@ class Seen:
     def rotated_keys(self) -> Float[Tensor, "h p dh"]:
         """Key states of every column that is left, text included, with RoPE."""
         return self.rotate(self._block("previous")("keys", None), None)
+
+    @property
+    def tower(self) -> Tower:
+        """The vision tower's states of these tokens, at layer 0. The scorer's `tower` says which blocks it reads."""
+        if self.look is None:
+            raise ScorerError(
+                f"no states of the vision tower at layer {self.layer}: they are there at layer 0, for scorers and "
+                "mergers whose `tower` names the blocks they read"
+            )
+        return self.look()
+
+    @property
+    def text(self) -> str:
+        """The text after the last visual token. PromptError if the model was pruned without its processor."""
+        if self.spell is None:
+            raise PromptError(
+                "the scorer reads the question as text, which needs the model's processor: tokenprune.prune(model, "
+                "recipe, processor=processor)"
+            )
+        return self.spell()
 
     def attention(
         self,
