@@ -137,15 +137,18 @@ class Pruner:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
                 plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
-        for outer in self.model.modules():
-            if any(part is self.base for part in outer.children()):
-                self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
         self.recorder = self._recorder()
-        if self.recorder is not None:
-            self.recorder.attach(self._add)
-        self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
-        self._add(self.base.register_forward_hook(self._end, always_call=True))
-        self._add(self.decoder.register_forward_hook(self._restore))
+        with ExitStack() as undo:
+            undo.callback(self._hooks.close)
+            if self.recorder is not None:
+                self.recorder.attach(self._add)
+            for outer in self.model.modules():
+                if any(part is self.base for part in outer.children()):
+                    self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
+            self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
+            self._add(self.base.register_forward_hook(self._end, always_call=True))
+            self._add(self.decoder.register_forward_hook(self._restore))
+            undo.pop_all()
         self._attached = True
         return self
 
