@@ -12,7 +12,7 @@ LEVELS = [
     {"errors", "values", "interfaces", "ops", "hookspecs"},
     {"scorers", "schedules", "adapters", "mergers"},
     {"builtin", "registry"},
-    {"recipe", "prompt", "cache", "parallel", "inputs", "engine", "flops", "analysis", "report", "overlay"},
+    {"recipe", "prompt", "cache", "parallel", "inputs", "engine", "flops", "analysis", "report", "overlay", "page"},
     {"api", "media", "loading", "pico"},
     {"cli", "__init__"},
 ]

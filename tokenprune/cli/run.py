@@ -22,6 +22,7 @@ from ..analysis import ecl as layers
 from ..api import Pruning, prune
 from ..loading import DTYPES, Loaded, load_model
 from ..media import pictures, read_image, read_video
+from ..overlay import Shown
 from ..pico import scenes
 from ..recipe import load
 from ..registry import registry
@@ -54,7 +55,12 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
-    overlay: Annotated[Path | None, typer.Option(help="Write a PNG of what survived of the first picture.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Write a PNG of what survived of the first picture or video.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML file: what was kept and what it cost, overlays, scores.")
+    ] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
@@ -62,8 +68,10 @@ def generate(
     """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
     if overrides and recipe is None:
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
-    if overlay is not None and not (recipe and image):
-        raise typer.BadParameter("an overlay needs a picture and a recipe", param_hint="--overlay")
+    if overlay is not None and not (recipe and (image or video)):
+        raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
+    if report is not None and not recipe:
+        raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
     built = load(recipe, *(overrides or [])) if recipe else None
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
@@ -74,9 +82,10 @@ def generate(
         return
     with prune(loaded.model, built) as pruning:
         print(loaded.answer(inputs, max_new_tokens))
-    print(pruning.report(), file=sys.stderr)
+    shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
+    print(pruning.report(report, shown, inputs, processor=loaded.processor), file=sys.stderr)
     if overlay is not None:
-        pruning.overlay(images[0]).save(overlay)
+        pruning.overlay(shown[0], inputs, processor=loaded.processor).save(overlay)
 
 
 def calibrate(
@@ -124,7 +133,7 @@ def calibrate(
 def demo(
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
-    output: Annotated[Path, typer.Option(help="Folder for the picture and the overlay.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture, the overlay and the report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
     model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
 ) -> None:
@@ -160,10 +169,12 @@ def demo(
             table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
+    pruning.report(output / "report.html", [picture], inputs, processor=loaded.processor)
+    console.print(f"the last question's stages and scores: {output / 'report.html'}")
     if pruning.state is not None and pruning.state.views:
-        both = side_by_side(picture, pruning.overlay(picture))
+        both = side_by_side(picture, pruning.overlay(picture, inputs, processor=loaded.processor))
         both.save(output / "overlay.png")
-        console.print(f"what survived of the last question's picture: {output / 'overlay.png'}")
+        console.print(f"what survived of its picture: {output / 'overlay.png'}")
 
 
 OPEN_QUESTIONS = {
