@@ -3,7 +3,10 @@ model, only its token is kept, and the picture's only bright place must be there
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -373,6 +376,9 @@ def test_a_report_is_one_page_with_overlays_of_every_stage(tmp_path: Path) -> No
     page = path.read_text()
     assert str(report) == str(pruning.report())
     assert page.count("data:image/png;base64,") == page.count("<img") == 2 * 2 * 2
+    first = Image.open(io.BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", page)[0])))
+    expected = pruning.overlay(picture, given, processor=PROCESSORS["llava"], stage=1)
+    assert first.tobytes() == expected.tobytes()
     assert "http" not in page
     assert "<b>" not in page
     assert "&lt;b&gt;&amp; on llava" in page

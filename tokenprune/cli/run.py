@@ -21,7 +21,7 @@ from rich.table import Table
 from ..analysis import ecl as layers
 from ..api import Pruning, prune
 from ..loading import DTYPES, Loaded, load_model
-from ..media import pictures, read_image, read_video
+from ..media import pictures, read_image, read_video, save
 from ..overlay import Shown
 from ..pico import scenes
 from ..recipe import load
@@ -83,9 +83,11 @@ def generate(
     with prune(loaded.model, built) as pruning:
         print(loaded.answer(inputs, max_new_tokens))
     shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
-    print(pruning.report(report, shown, inputs, processor=loaded.processor), file=sys.stderr)
+    print(pruning.report(), file=sys.stderr)
+    if report is not None:
+        pruning.report(report, shown, inputs, processor=loaded.processor)
     if overlay is not None:
-        pruning.overlay(shown[0], inputs, processor=loaded.processor).save(overlay)
+        save(pruning.overlay(shown[0], inputs, processor=loaded.processor), overlay)
 
 
 def calibrate(
