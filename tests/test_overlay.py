@@ -352,6 +352,9 @@ def test_what_is_missing_is_said() -> None:
     pruning, given = keep_brightest("llava", [[tall]])
     with pytest.raises(TokenpruneError, match=r"64 x 96 is cropped or padded.*pass processor="):
         pruning.overlay(tall, given)
+    given_early = tokenprune.prune(lm, "random", processor=PROCESSORS["llava"])
+    given_early._pruner.state = pruning.state
+    assert given_early.overlay(tall).tobytes() == pruning.overlay(tall, processor=PROCESSORS["llava"]).tobytes()
     pruning.overlay(dotted((64, 64), None))  # a square one looks the same either way
     for case in ("llava_next", "qwen2_5_vl"):
         pruning, given = keep_brightest(case, [[tall]])

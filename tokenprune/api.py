@@ -12,6 +12,7 @@ from PIL import Image
 
 from . import overlay as drawing
 from . import page
+from .budget import checked
 from .engine import Pruner
 from .errors import TokenpruneError, UnsupportedModelError
 from .flops import Geometry
@@ -19,6 +20,7 @@ from .prompt import PromptState
 from .recipe import RecipeLike, load
 from .registry import registry
 from .report import Report, report
+from .values import Budget
 
 NOTHING = "nothing was dropped yet: run the model on a picture inside the block first, with a recipe that drops tokens"
 
@@ -26,13 +28,16 @@ NOTHING = "nothing was dropped yet: run the model on a picture inside the block 
 class Pruning:
     """A recipe on a model. As a context manager it prunes inside the block; see `attach` for the lasting form."""
 
-    def __init__(self, model: Any, recipe: RecipeLike, *overrides: str) -> None:
+    def __init__(
+        self, model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+    ) -> None:
         if not hasattr(model, "config"):
             raise UnsupportedModelError(
                 f"expected a transformers model, which has a config, got {type(model).__name__}: pass the model inside "
                 "it, accelerator.unwrap_model(model) say; the wrapper's forward is then pruned too"
             )
-        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config))
+        budget = None if budget is None else checked(budget)
+        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config), budget, processor)
 
     def __enter__(self) -> Pruning:
         self._pruner.attach()
@@ -99,7 +104,8 @@ class Pruning:
         Args:
             shown: the picture as given to the processor, or the frames it took from a video.
             inputs: what the processor returned for this batch. Families whose grids vary need it.
-            processor: needed where it crops or pads pictures that are not square (LLaVA-1.5, Video-LLaVA).
+            processor: needed where it crops or pads pictures that are not square (LLaVA-1.5, Video-LLaVA); by default
+                that of `prune`.
             prompt: row of the batch.
             picture: which picture or video of that prompt, counted in its order.
             stage: after the stage at this layer; the last one by default.
@@ -123,6 +129,7 @@ class Pruning:
             drawn[view.index[prompt][view.valid[prompt]].cpu()] = True
         else:
             drawn = ~heat.isnan()
+        processor = self._pruner.processor if processor is None else processor
         return drawing.draw(self._pruner.adapter, processor, shown, place, drawn, heat)
 
 
@@ -132,22 +139,30 @@ def _one_of(what: str, number: int, known: Sequence[int]) -> int:
     return number
 
 
-def prune(model: Any, recipe: RecipeLike, *overrides: str) -> Pruning:
+def prune(
+    model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+) -> Pruning:
     """Prune visual tokens inside a `with` block.
 
     Args:
         model: a stock transformers model of a supported family.
         recipe: a name (`"entropyprune"`, `"entropyprune@128"`), a YAML path, a mapping, or a Recipe.
         overrides: dotlist lines such as `"prune.0.schedule.average=128"`.
+        budget: scales all keeps of the recipe by one factor, prompt by prompt, so that a prompt's visual tokens, as a
+            mean over the decoder blocks, are this many (192) or this share of them (`1/3`, `"1/3"`).
+        processor: the model's processor, for overlays, or its tokenizer; few scorers read the question as text.
 
     Raises:
         RecipeError, UnknownNameError: the recipe cannot be built.
+        BudgetError: the budget means nothing; at a prefill: this recipe cannot meet it.
         UnsupportedModelError: no adapter for this model.
         AlreadyPrunedError, LayerError: on entering the block.
     """
-    return Pruning(model, recipe, *overrides)
+    return Pruning(model, recipe, *overrides, budget=budget, processor=processor)
 
 
-def attach(model: Any, recipe: RecipeLike, *overrides: str) -> Pruning:
+def attach(
+    model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+) -> Pruning:
     """Prune from now on, until `.remove()` is called on the result. Arguments and errors as in `prune`."""
-    return Pruning(model, recipe, *overrides).__enter__()
+    return Pruning(model, recipe, *overrides, budget=budget, processor=processor).__enter__()

@@ -48,8 +48,7 @@ def render(title: str, report: Report, figures: Sequence[Figure]) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<table><tr><th>layer</th><th>scorer</th><th>visual tokens kept, per prompt</th></tr>\n{rows}</table>",
-        f"<p>KV of visual tokens {report.kv_mib.pruned:.2f} of {report.kv_mib.full:.2f} MiB, "
-        f"decoder prefill FLOPs {report.flops_share:.1%}</p>",
+        *(f"<p>{escape(line)}</p>" for line in report.costs.splitlines()),
     ]
     for layer, group in groupby(figures, key=lambda figure: figure[0]):
         parts.append(f"<h2>layer {layer}</h2>")

@@ -31,7 +31,7 @@ def nowhere(boxes: Float[Tensor, "n 5"]) -> Float[Tensor, "n 5"]:
 
 def clip_window(processor: Any, width: int, height: int) -> Box:
     """What is left of a picture after CLIP's processor: padded to a square (LLaVA's `do_pad`), resized, cropped."""
-    if processor is None:
+    if getattr(processor, "do_resize", None) is None:  # none given, or a tokenizer alone
         if width == height:
             return 0.0, 0.0, 1.0, 1.0
         raise TokenpruneError(

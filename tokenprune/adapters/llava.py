@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..interfaces import Box
+from ..interfaces import Box, TowerAdapter
 from .decoder import LlamaStyleAdapter
 from .grids import clip_window, grid_boxes, nowhere, tower_grid
+from .towers import ClipTower
 
 
 class LlavaAdapter(LlamaStyleAdapter):
@@ -25,6 +26,9 @@ class LlavaAdapter(LlamaStyleAdapter):
 
     def window(self, processor: Any, width: int, height: int) -> Box:
         return clip_window(processor, width, height)
+
+    def tower(self) -> TowerAdapter:
+        return ClipTower()
 
 
 def picture_boxes(config: Any) -> Float[Tensor, "n 5"]:

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..interfaces import TowerAdapter
 from .decoder import LlamaStyleAdapter
 from .grids import grid_boxes, nowhere, tower_grid
+from .towers import NextTower
 
 
 class LlavaNextAdapter(LlamaStyleAdapter):
@@ -25,6 +27,9 @@ class LlavaNextAdapter(LlamaStyleAdapter):
     def boxes(self, config: Any, inputs: Mapping[str, Any]) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         sizes = [tuple(map(int, size)) for size in inputs.get("image_sizes", ())]
         return {config.image_token_id: [_picture(config, height, width) for height, width in sizes]}
+
+    def tower(self) -> TowerAdapter:
+        return NextTower()
 
 
 def _picture(config: Any, height: int, width: int) -> Float[Tensor, "n 5"]:

@@ -8,9 +8,10 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..interfaces import RotaryTables
+from ..interfaces import RotaryTables, TowerAdapter
 from .decoder import LlamaStyleAdapter
 from .grids import grid_boxes
+from .towers import WindowTower
 
 
 class Qwen2_5VLAdapter(LlamaStyleAdapter):
@@ -31,3 +32,6 @@ class Qwen2_5VLAdapter(LlamaStyleAdapter):
                 (config.video_token_id, "video_grid_thw"),
             )
         }
+
+    def tower(self) -> TowerAdapter:
+        return WindowTower()

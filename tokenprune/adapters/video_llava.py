@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..interfaces import Box
+from ..interfaces import Box, TowerAdapter
 from .decoder import LlamaStyleAdapter
 from .grids import clip_window, grid_boxes, nowhere, tower_grid
 from .llava import picture_boxes
+from .towers import TwoTowers
 
 
 class VideoLlavaAdapter(LlamaStyleAdapter):
@@ -34,3 +35,6 @@ class VideoLlavaAdapter(LlamaStyleAdapter):
 
     def window(self, processor: Any, width: int, height: int) -> Box:
         return clip_window(processor, width, height)
+
+    def tower(self) -> TowerAdapter:
+        return TwoTowers()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import statistics
 import sys
 import time
@@ -20,13 +22,16 @@ from rich.table import Table
 
 from ..analysis import ecl as layers
 from ..api import Pruning, prune
+from ..budget import read
+from ..errors import TokenpruneError, UnknownNameError
+from ..interfaces import Calibration
 from ..loading import DTYPES, Loaded, load_model
 from ..media import pictures, read_image, read_video, save
 from ..overlay import Shown
 from ..pico import scenes
 from ..recipe import load
 from ..registry import registry
-from .catalog import OverridesArgument
+from .catalog import BudgetOption, OverridesArgument
 
 ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or pico (the bundled model).")]
 AttnOption = Annotated[str | None, typer.Option("--attn", help="Attention implementation, e.g. flash_attention_2.")]
@@ -53,6 +58,7 @@ def generate(
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
     ] = None,
+    budget: BudgetOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
     overlay: Annotated[
@@ -68,11 +74,14 @@ def generate(
     """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
     if overrides and recipe is None:
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
+    if budget is not None and recipe is None:
+        raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
     if overlay is not None and not (recipe and (image or video)):
         raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
     if report is not None and not recipe:
         raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
     built = load(recipe, *(overrides or [])) if recipe else None
+    wanted = read(budget) if budget is not None else None
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -80,27 +89,36 @@ def generate(
     if built is None:
         print(loaded.answer(inputs, max_new_tokens))
         return
-    with prune(loaded.model, built) as pruning:
+    with prune(loaded.model, built, budget=wanted, processor=loaded.processor) as pruning:
         print(loaded.answer(inputs, max_new_tokens))
     shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
     print(pruning.report(), file=sys.stderr)
     if report is not None:
-        pruning.report(report, shown, inputs, processor=loaded.processor)
+        pruning.report(report, shown, inputs)
     if overlay is not None:
-        save(pruning.overlay(shown[0], inputs, processor=loaded.processor), overlay)
+        save(pruning.overlay(shown[0], inputs), overlay)
 
 
 def calibrate(
     model: ModelArgument,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings of the method such as eta=0.001.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="ecl, or the method whose recipe is fitted: fitprune, vtw, ...")] = "ecl",
     images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A folder of pictures.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Use at most this many pictures.")] = 32,
     prompt: Annotated[str, typer.Option(help="The question asked about each.")] = "Describe the picture.",
-    output: Annotated[Path | None, typer.Option(help="Write YAML in the form of configs/ecl/.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write YAML: as in configs/ecl/, or a recipe.")] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Find a model's Entropy Collapse Layer on a folder of pictures and remember it for exactly these weights."""
+    """Find a model's Entropy Collapse Layer on a folder of pictures and remember it for exactly these weights.
+
+    With a method, fit its recipe to the model instead, and print it: `--output mine.yaml` makes it `-r mine.yaml`.
+    """
+    fit = None if method == "ecl" else _calibration(method)
+    given = _given(method, fit, settings or [])
     if images is None and model != "pico":
         raise typer.BadParameter("give a folder of pictures (only pico can draw its own)", param_hint="--images")
     if images is not None:
@@ -108,10 +126,22 @@ def calibrate(
     else:
         shown = [scene.picture for scene, _ in zip(scenes.held_out(0), range(limit), strict=False)]
     loaded = load_model(model, attn, _dtype(dtype), device)
+    prompts = (
+        loaded.inputs(prompt, [picture])
+        for picture in track(shown, description="pictures", console=Console(stderr=True))
+    )
+    if fit is not None:
+        try:
+            text = yaml.safe_dump(fit(loaded.model, prompts, **given), sort_keys=False, width=100)
+        except (ValueError, TypeError) as error:
+            raise TokenpruneError(f"calibration {method!r}: {error}") from error
+        print(text, end="")
+        if output is not None:
+            _write(output, text)
+        return
     adapter = registry().adapter(loaded.model.config)
     profiles = []
-    for picture in track(shown, description="prefills", console=Console(stderr=True)):
-        inputs = loaded.inputs(prompt, [picture])
+    for inputs in prompts:
         visual = adapter.visual(loaded.model.config, inputs["input_ids"])
         decoder = adapter.decoder(adapter.base(loaded.model))
         profiles.append(layers.layer_entropies(adapter, decoder, visual, lambda i=inputs: loaded.model(**i)))  # type: ignore[misc]
@@ -129,18 +159,48 @@ def calibrate(
     print(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
     if output is not None:
         entry = {"depth": len(means), "layer": layer, "models": [Path(model).name]}
-        output.write_text(yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
+        _write(output, yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
+
+
+def _calibration(method: str) -> Calibration:
+    known = registry().entries["calibration"]
+    if method not in known:
+        raise UnknownNameError("calibration", method, ["ecl", *known])
+    return known[method].thing
+
+
+def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, Any]:
+    """Settings of a calibration from `a=b` lines."""
+    known = list(inspect.signature(fit).parameters)[2:] if fit is not None else []
+    given = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not equals or key not in known:
+            raise typer.BadParameter(
+                f"{line!r}: {method} has {', '.join(known) or 'no settings'}", param_hint="SETTINGS"
+            )
+        given[key] = yaml.safe_load(value)
+    return given
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    new.write_text(text)
+    os.replace(new, path)
 
 
 def demo(
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
+    budget: BudgetOption = None,
     output: Annotated[Path, typer.Option(help="Folder for the picture, the overlay and the report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
     model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
 ) -> None:
     """One picture, a question of each kind: answers without and with pruning, what it cost, and what survived."""
     built = load(recipe)
+    wanted = read(budget) if budget is not None else None
     loaded = load_model(model)
     output.mkdir(parents=True, exist_ok=True)
     if image is None:
@@ -153,7 +213,7 @@ def demo(
     table = Table(
         "kind", "question", "truth", "pruned?", "answer", "right?", "kept by layer", "KV MiB", "prefill ms", "FLOPs"
     )
-    pruning = prune(loaded.model, built)
+    pruning = prune(loaded.model, built, budget=wanted, processor=loaded.processor)
     for kind, (question, truth) in asked.items():
         inputs = loaded.inputs(question, [picture])
         plain_ms, pruned_ms = interleaved(lambda i=inputs: _prefill(loaded, i), pruning)  # type: ignore[misc]
@@ -171,10 +231,10 @@ def demo(
             table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    pruning.report(output / "report.html", [picture], inputs, processor=loaded.processor)
+    pruning.report(output / "report.html", [picture], inputs)
     console.print(f"the last question's stages and scores: {output / 'report.html'}")
     if pruning.state is not None and pruning.state.views:
-        both = side_by_side(picture, pruning.overlay(picture, inputs, processor=loaded.processor))
+        both = side_by_side(picture, pruning.overlay(picture, inputs))
         both.save(output / "overlay.png")
         console.print(f"what survived of its picture: {output / 'overlay.png'}")
 
