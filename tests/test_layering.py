@@ -12,7 +12,8 @@ LEVELS = [
     {"errors", "values", "budget", "tower", "interfaces", "ops", "hookspecs"},
     {"scorers", "schedules", "adapters", "mergers"},
     {"builtin", "registry"},
-    {"recipe", "prompt", "cache", "parallel", "inputs", "recorder", "engine", "flops", "analysis", "report", "overlay"},
+    {"recipe", "prompt", "cache", "parallel", "inputs", "recorder", "engine", "flops", "analysis"}
+    | {"report", "overlay", "page"},
     {"api", "media", "loading", "pico"},
     {"cli", "__init__"},
 ]
