@@ -45,20 +45,26 @@ class Rows:
         if not path.exists():
             write(path, json.dumps(settings) + "\n")
             return
-        with path.open("rb") as file:
+        try:
+            self._read(settings)
+        except OSError as error:
+            raise TokenpruneError(f"cannot read {path}: {error.strerror or error}. Give another place") from error
+
+    def _read(self, settings: Mapping[str, Any]) -> None:
+        with self.path.open("rb") as file:
             found = _parsed(file.readline())
             if found != settings:
-                differ = [k for k in settings if not found or found.get(k) != settings[k]]
+                differ = [name for name in settings if not found or found.get(name) != settings[name]]
                 raise TokenpruneError(
-                    f"{path} holds rows of other settings ({', '.join(differ) or 'more of them'}): give another "
+                    f"{self.path} holds rows of other settings ({', '.join(differ) or 'more of them'}): give another "
                     "output folder, or delete that file to measure anew"
                 )
             end = file.tell()
             while (row := _parsed(file.readline())) and "key" in row:
                 self._at[row["key"]] = end
                 end = file.tell()
-        if end < path.stat().st_size:
-            os.truncate(path, end)
+        if end < self.path.stat().st_size:
+            os.truncate(self.path, end)
 
     def __contains__(self, key: str) -> bool:
         return key in self._at

@@ -170,7 +170,7 @@ def horizon(
     results: dict[str, str | bytes] = {
         "horizon.json": json.dumps(result) + "\n",
         "horizon.png": plots.horizon(found, chosen, threshold, title),
-        "heatmaps.png": _heatmaps(asked, rows, cut, chosen, title),
+        "heatmaps.png": _heatmaps(asked, rows, cut, chosen, f"{title}: p(only this window) - p(none)"),
     }
     for file, content in results.items():
         files.write(output / file, content)
