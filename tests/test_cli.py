@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from tokenprune.cli import main
+from tokenprune.cli.catalog import _spell
 from tokenprune.loading import PICO
 from tokenprune.pico import scenes
+from tokenprune.registry import KINDS, registry
 
 SCENE = next(iter(scenes.held_out(0)))
 
@@ -40,6 +42,91 @@ def test_ls_names_everything_and_its_origin(
     assert code == 0
     for word in ("entropy", "pyramid", "nearest", "qwen2.5-vl", "divprune-random", "knorm", "tokenprune-knorm"):
         assert word in out
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_names_stay_whole_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    out = run(capsys, "ls")[1] + run(capsys, "ls", "recipes")[1]
+    assert max(map(len, out.splitlines())) <= int(columns)
+    for word in ("divprune-random ", "divprune-random@192 ", "video-llava ", "tokenprune-knorm", "2503.02175"):
+        assert word in out
+
+
+def test_ls_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "ls", "mergers")
+    assert code == 0
+    assert "nearest" in out
+    assert "entropy" not in out
+    found = json.loads(run(capsys, "ls", "scorers", "--json")[1])
+    assert list(found) == ["scorers"]
+    entry = next(row for row in found["scorers"] if row["name"] == "knorm")
+    assert (entry["settings"], entry["distribution"]) == ("order=2.0", "tokenprune-knorm")
+    assert set(json.loads(run(capsys, "ls", "--json")[1])) == {f"{kind}s" for kind in KINDS}
+
+
+def test_ls_recipes_puts_budgets_side_by_side(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, _ = run(capsys, "ls", "recipes", "--shape", "llava-1.5-7b")
+    assert code == 0
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in out.splitlines() if line.strip()}
+    assert lines["fastv@192"] == "L2: 166 191.6 39.4%"
+    assert lines["pyramiddrop"] == "L8: 288, L16: 144, L24: 72 270.0 51.8%"
+    rows = json.loads(run(capsys, "ls", "recipes", "--json")[1])
+    assert {row["recipe"] for row in rows} >= {"fastv", "fastv@64", "divprune-random@192"}
+    for row in rows:
+        explained = json.loads(run(capsys, "explain", row["recipe"], "--json")[1])
+        assert {"recipe": row["recipe"], **explained} == row
+
+
+def test_ls_recipes_under_one_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    """On NeXT's 2880 tokens; what cannot meet it says why, in its row."""
+    arguments = ("ls", "recipes", "--shape", "llava-next-7b", "--budget", "1/4", "--json")
+    rows = {row["recipe"]: row for row in json.loads(run(capsys, *arguments)[1])}
+    assert "is 1350" in rows["vtw"].pop("error")
+    averages = {name: row["average"] for name, row in rows.items() if "average" in row}
+    assert len(averages) > 10
+    assert averages == pytest.approx(dict.fromkeys(averages, 720), abs=0.5)
+
+
+def test_a_long_plan_is_cut_short() -> None:
+    plan = {str(layer): 100 - layer for layer in range(2, 32)}
+    assert _spell(plan) == "L2: 98, L3: 97 ... L31: 69 (30 stages)"
+
+
+def test_check_warns_of_a_number_that_is_not_the_average(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "prune: [{scorer: random, schedule: {name: fixed, layer: 2, keep: 182}}]\n"
+        "presets: {'192': [], '206': [], '64': [prune.0.schedule.average=4], '640': [prune.0.schedule.average=640]}\n"
+    )
+    code, out, err = run(capsys, "check", str(path))
+    assert code == 0
+    assert "fine" in out
+    first, second = err.splitlines()
+    assert f"{path}@192: promises 192 but averages 206.6 tokens over the layers (llava-1.5-7b" in first
+    assert f"{path}@64: promises 64 but has no plan on llava-1.5-7b: average 4 cannot be reached" in second
+    named = tmp_path / "named.yaml"
+    named.write_text("name: '320'\nprune: [{scorer: random, schedule: {name: fixed, layer: 2, keep: 320}}]\n")
+    code, _, err = run(capsys, "check", str(named))
+    assert code == 0
+    assert "promises 320 but averages 480.0 tokens over the layers (llava-next-7b, 2880" in err
+
+
+def test_shipped_recipes_keep_their_promises(capsys: pytest.CaptureFixture[str]) -> None:
+    ours = [name for name, entry in registry().entries["recipe"].items() if entry.distribution == "tokenprune-mllm"]
+    assert run(capsys, "check", *ours)[2] == ""
+
+
+def test_explain_with_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "explain", "pyramiddrop", "--budget", "192", "--json")
+    assert code == 0
+    assert json.loads(out)["plan"] == {"8": 110, "16": 55, "24": 27}
+    assert json.loads(out)["average"] == 192
 
 
 def test_show_prints_the_file_and_what_it_becomes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +203,21 @@ def test_generate_answers_and_reports(capsys: pytest.CaptureFixture[str], pictur
     assert (patches == 0).sum() == 48  # kept patches are untouched, exactly on the grid
 
 
+def test_generate_and_explain_agree_on_a_budget(capsys: pytest.CaptureFixture[str], picture: str) -> None:
+    _, _, err = run(
+        capsys, "generate", "pico", "--image", picture, "--prompt", "read the digits", "-r", "pyramiddrop",
+        "--budget", "1/2",
+    )  # fmt: skip
+    explained = run(
+        capsys, "explain", "pyramiddrop", "--shape", str(PICO), "--visual", "144", "--budget", "1/2", "--json"
+    )
+    result = json.loads(explained[1])
+    assert result["average"] == pytest.approx(72, abs=0.5)
+    assert f"average over the layers {result['average']:.1f}\n" in err
+    for kept in result["plan"].values():
+        assert f"{kept}/144" in err
+
+
 @pytest.mark.parametrize("model", ["pico", str(PICO)])
 def test_without_a_recipe_nothing_is_pruned(capsys: pytest.CaptureFixture[str], picture: str, model: str) -> None:
     """By name or as a local folder; the answer is right, and alone on stdout."""
@@ -134,6 +236,11 @@ BAD_USAGE = {
     "missing prompt": (("generate", "pico"), "--prompt"),
     "overlay without a recipe": (("generate", "pico", "--prompt", "x", "--overlay", "o.png"), "overlay needs"),
     "settings without a recipe": (("generate", "pico", "a.b=1", "--prompt", "x"), "need a recipe"),
+    "unreachable budget": (("explain", "pyramiddrop", "--budget", "64"), "smallest average is 144"),
+    "budget without meaning": (("explain", "fastv", "--budget", "-1/3"), "got '-1/3'"),
+    "budget without a recipe": (("generate", "pico", "--prompt", "x", "--budget", "1/3"), "needs a recipe"),
+    "budget of nothing that has one": (("ls", "scorers", "--budget", "1/3"), "ls recipes"),
+    "unknown kind": (("ls", "recipe"), "did you mean 'recipes'"),
     "unknown shape": (("explain", "fastv", "--shape", "llava-1.5-8b"), "did you mean 'llava-1.5-7b'"),
     "bad override": (("explain", "fastv", "prune.0.schedule"), "path=value"),
 }
@@ -213,4 +320,7 @@ def test_demo_takes_a_picture(capsys: pytest.CaptureFixture[str], picture: str, 
     code, out, _ = run(capsys, "demo", "--image", picture, "--output", str(tmp_path / "out"), "-r", "random")
     assert code == 0
     assert "random" in out
+    code, budgeted, _ = run(capsys, "demo", "--image", picture, "--output", str(tmp_path / "out"), "--budget", "1/2")
+    assert code == 0
+    assert "2:48/144" in budgeted  # (2 * 144 + 6 * 48) / 8 = 72
     assert (tmp_path / "out" / "overlay.png").exists()

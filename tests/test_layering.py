@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tokenprune"
 LEVELS = [
-    {"errors", "values", "interfaces", "ops", "hookspecs"},
+    {"errors", "values", "budget", "interfaces", "ops", "hookspecs"},
     {"scorers", "schedules", "adapters", "mergers"},
     {"builtin", "registry"},
     {"recipe", "prompt", "cache", "parallel", "inputs", "engine", "flops", "analysis", "report", "overlay"},

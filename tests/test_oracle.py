@@ -53,8 +53,10 @@ def test_pruning_equals_masking(family: str, attention: str, batch: str, recipe:
     check_oracle(family, attention, prompts, {"prune": RECIPES[recipe]})
 
 
-def check_oracle(family: str, attention: str, prompts: Any, recipe: Any, compact: bool = False) -> None:
-    with tokenprune.prune(model(family, attention), recipe) as pruning:
+def check_oracle(
+    family: str, attention: str, prompts: Any, recipe: Any, compact: bool = False, budget: Any = None
+) -> tokenprune.Pruning:
+    with tokenprune.prune(model(family, attention), recipe, budget=budget) as pruning:
         pruned = logits(answer(family, attention, prompts))
     state = pruning.state
     assert state is not None
@@ -66,6 +68,7 @@ def check_oracle(family: str, attention: str, prompts: Any, recipe: Any, compact
     assert close(pruned, masked)
     with_pictures = [row for row, count in enumerate(state.counts) if count]
     assert not close(pruned[with_pictures], full[with_pictures])
+    return pruning
 
 
 @pytest.mark.works("Inputs", "videos and pictures together")

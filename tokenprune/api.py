@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from . import overlay as pictures
+from .budget import checked
 from .engine import Pruner
 from .errors import TokenpruneError, UnsupportedModelError
 from .flops import Geometry
@@ -16,18 +17,20 @@ from .prompt import PromptState
 from .recipe import RecipeLike, load
 from .registry import registry
 from .report import Report, report
+from .values import Budget
 
 
 class Pruning:
     """A recipe on a model. As a context manager it prunes inside the block; see `attach` for the lasting form."""
 
-    def __init__(self, model: Any, recipe: RecipeLike, *overrides: str) -> None:
+    def __init__(self, model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None) -> None:
         if not hasattr(model, "config"):
             raise UnsupportedModelError(
                 f"expected a transformers model, which has a config, got {type(model).__name__}: pass the model inside "
                 "it, accelerator.unwrap_model(model) say; the wrapper's forward is then pruned too"
             )
-        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config))
+        budget = None if budget is None else checked(budget)
+        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config), budget)
 
     def __enter__(self) -> Pruning:
         self._pruner.attach()
@@ -78,22 +81,25 @@ class Pruning:
         return pictures.overlay(pictures.centre_square(image), boxes[mine, 1:].tolist(), kept)
 
 
-def prune(model: Any, recipe: RecipeLike, *overrides: str) -> Pruning:
+def prune(model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None) -> Pruning:
     """Prune visual tokens inside a `with` block.
 
     Args:
         model: a stock transformers model of a supported family.
         recipe: a name (`"entropyprune"`, `"entropyprune@128"`), a YAML path, a mapping, or a Recipe.
         overrides: dotlist lines such as `"prune.0.schedule.average=128"`.
+        budget: scales all keeps of the recipe by one factor, prompt by prompt, so that a prompt's visual tokens, as a
+            mean over the decoder blocks, are this many (192) or this share of them (`1/3`, `"1/3"`).
 
     Raises:
         RecipeError, UnknownNameError: the recipe cannot be built.
+        BudgetError: the budget means nothing; at a prefill: this recipe cannot meet it.
         UnsupportedModelError: no adapter for this model.
         AlreadyPrunedError, LayerError: on entering the block.
     """
-    return Pruning(model, recipe, *overrides)
+    return Pruning(model, recipe, *overrides, budget=budget)
 
 
-def attach(model: Any, recipe: RecipeLike, *overrides: str) -> Pruning:
+def attach(model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None) -> Pruning:
     """Prune from now on, until `.remove()` is called on the result. Arguments and errors as in `prune`."""
-    return Pruning(model, recipe, *overrides).__enter__()
+    return Pruning(model, recipe, *overrides, budget=budget).__enter__()

@@ -39,7 +39,7 @@ from .interfaces import Adapter, RotaryTables
 from .prompt import PromptState, Stage, plan, plan_stages
 from .recipe import Recipe
 from .registry import registry
-from .values import Seen, Shape, View
+from .values import Budget, Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
 
@@ -82,8 +82,8 @@ class Pruner:
     Nothing is patched or subclassed and no attribute is left on a module. Use `tokenprune.prune` or `.attach`.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter) -> None:
-        self.model, self.recipe, self.adapter = model, recipe, adapter
+    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter, budget: Budget | None = None) -> None:
+        self.model, self.recipe, self.adapter, self.budget = model, recipe, adapter, budget
         self.config: Any = model.config
         self.base = adapter.base(model)
         self.decoder = adapter.decoder(self.base)
@@ -307,7 +307,7 @@ class Pruner:
             raise PromptError(f"pruning cannot read these inputs: {inputs.PACKED}")
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
-        stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl)
+        stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl, self.budget)
         if any(n and drafts >= text for n, text in zip(counts, question, strict=True)):
             drafts = 0  # logits of the picture itself are asked for: nobody drafted that
         return PromptState(

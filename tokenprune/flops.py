@@ -91,6 +91,14 @@ SHAPES = {
 }
 """The four families' 7B models, from their published configs."""
 
+VISUAL = {"llava-1.5-7b": 576, "llava-next-7b": 2880, "video-llava-7b": 2056}
+"""Visual tokens of a prompt in published tables: a picture, NeXT's largest without newlines, a video of 8 frames."""
+
+
+def visual_tokens(shape: str) -> int:
+    """`VISUAL` of a shape; 576 where it depends on the picture."""
+    return VISUAL.get(shape, 576)
+
 
 def geometry(name: str) -> Geometry:
     """A named shape, or the sizes in a local `config.json` (or the folder that holds one).

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .budget import rescale
 from .errors import RecipeError, ScheduleError, TokenpruneError
 from .recipe import Pass, Recipe
 from .registry import registry
-from .values import Shape, View
+from .values import Budget, Shape, View
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,48 @@ def _possible(planned: Any, shape: Shape) -> bool:
     return all(0 <= layer < shape.depth for layer in planned) and all(a >= b >= 0 for a, b in pairwise(counts))
 
 
-def plan_stages(recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None) -> dict[int, Stage]:
+def plan_stages(
+    recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None, budget: Budget | None = None
+) -> dict[int, Stage]:
     """Every prompt's plan (`counts` visual tokens each) put together, by layer; layers that drop nothing are left out.
+
+    With a budget, each prompt's keeps are rescaled for its own number of visual tokens.
 
     Raises LayerError, BudgetError, and RecipeError if the passes do not go down the decoder in order.
     """
+    works, plans = _put_together(recipe, depth, counts, ecl)
+    if budget is not None:
+        plans = [rescale(planned, depth, n, budget) for planned, n in zip(plans, counts, strict=True)]
     stages: dict[int, Stage] = {}
     left = tuple(counts)
+    for layer, work in works.items():
+        kept = tuple(planned.get(layer, now) for now, planned in zip(left, plans, strict=True))
+        if kept != left:
+            stages[layer] = Stage(work, left, kept)
+            left = kept
+    return stages
+
+
+def _put_together(
+    recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None
+) -> tuple[dict[int, Pass], list[dict[int, int]]]:
+    """The pass at each layer where some prompt drops tokens, layers ascending, and each prompt's `{layer: kept}`."""
+    works: dict[int, Pass] = {}
+    together: list[dict[int, int]] = [{} for _ in counts]
+    left = list(counts)
     for work in recipe.passes:
         plans = [plan(work, Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
         for layer in sorted({layer for planned in plans for layer in planned}):
-            if stages and layer <= max(stages):
+            if works and layer <= max(works):
                 raise RecipeError(
                     recipe.name,
                     [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
                 )
-            kept = tuple(min(now, planned.get(layer, now)) for now, planned in zip(left, plans, strict=True))
-            if kept != left:
-                stages[layer] = Stage(work, left, kept)
-                left = kept
-    return stages
+            for row, planned in enumerate(plans):
+                if planned.get(layer, left[row]) < left[row]:
+                    works[layer] = work
+                    together[row][layer] = left[row] = planned[layer]
+    return works, together
 
 
 @dataclass(frozen=True, eq=False)

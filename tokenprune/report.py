@@ -32,11 +32,14 @@ class KvMib:
 
 @dataclass(frozen=True)
 class Report:
-    """Stages in order, KV MiB, and the share of the decoder's prefill FLOPs that is left."""
+    """Stages in order, KV MiB, the share of the decoder's prefill FLOPs that is left, and per prompt the mean over the
+    decoder blocks of the visual tokens that each sees.
+    """
 
     stages: list[StageReport]
     kv_mib: KvMib
     flops_share: float
+    average: list[float]
 
     def __str__(self) -> str:
         table = Table(title="visual tokens kept, per prompt", title_justify="left", min_width=36)
@@ -48,9 +51,10 @@ class Report:
             table.add_row(str(stage.layer), stage.scorer, kept)
         out = io.StringIO()
         Console(file=out, width=100).print(table)
-        kv = self.kv_mib
+        kv, means = self.kv_mib, ", ".join(f"{mean:.1f}" for mean in self.average)
+        average = f"average over the layers {means}\n" if means else ""
         return (
-            f"{out.getvalue()}KV of visual tokens {kv.pruned:.2f} of {kv.full:.2f} MiB, "
+            f"{out.getvalue()}{average}KV of visual tokens {kv.pruned:.2f} of {kv.full:.2f} MiB, "
             f"decoder prefill FLOPs {self.flops_share:.1%}"
         )
 
@@ -58,17 +62,19 @@ class Report:
 def report(state: PromptState | None, geometry: Geometry, element_bytes: int) -> Report:
     """Of the last prompt batch; empty before the first one and when nothing was dropped."""
     if state is None:
-        return Report([], KvMib(0.0, 0.0), 1.0)
+        return Report([], KvMib(0.0, 0.0), 1.0, [])
     stages = [
         StageReport(layer, type(stage.work.scorer).__name__.lower(), list(stage.kept), list(state.counts))
         for layer, stage in state.stages.items()
     ]
+    average = []
     full_kv = pruned_kv = full_flops = pruned_flops = 0.0
     for row, visual in enumerate(state.counts):
         plan = {layer: stage.kept[row] for layer, stage in state.stages.items()}
+        average.append(sum(geometry.tokens(plan, visual)) / geometry.depth)
         text = state.everything.lengths[row] - visual
         full_kv += geometry.kv_mib({}, visual, element_bytes)
         pruned_kv += geometry.kv_mib(plan, visual, element_bytes)
         full_flops += geometry.prefill_flops({}, visual, text)
         pruned_flops += geometry.prefill_flops(plan, visual, text)
-    return Report(stages, KvMib(full_kv, pruned_kv), pruned_flops / full_flops)
+    return Report(stages, KvMib(full_kv, pruned_kv), pruned_flops / full_flops, average)

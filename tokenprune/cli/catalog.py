@@ -5,44 +5,131 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import sys
 from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
 from ..analysis import ecl as layers
-from ..errors import LayerError, TokenpruneError
-from ..flops import SHAPES, geometry
+from ..budget import read
+from ..errors import LayerError, TokenpruneError, UnknownNameError
+from ..flops import SHAPES, geometry, visual_tokens
 from ..prompt import plan_stages
-from ..recipe import load, presets, source
-from ..registry import Entry, registry
+from ..recipe import Recipe, load, presets, source
+from ..registry import KINDS, Entry, registry
+from ..values import Budget
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe name, name@preset, or a YAML file.")]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(help="Settings such as prune.0.schedule.average=128.", show_default=False)
 ]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="Rescale all keeps to this average over the layers: tokens (192) or a share (1/3).")
+]
+ShapeOption = Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}, or a local config.json.")]
+TextOption = Annotated[int, typer.Option(min=0, help="Text tokens of the prompt.")]
+VisualOption = Annotated[int | None, typer.Option(min=1, help="Visual tokens of the prompt; by default as the shape.")]
+EclOption = Annotated[int | None, typer.Option(help="Entropy Collapse Layer, if none is shipped for the shape.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+SHAPE, TEXT = "llava-1.5-7b", 64
+
+PLURALS = {f"{kind}s": kind for kind in KINDS}
 
 
-def ls() -> None:
-    """List everything registered: scorers, schedules, mergers, adapters, recipes, and where each comes from."""
-    console, known = Console(), registry()
-    for kind in ("scorer", "scheduler", "merger", "adapter"):
-        table = Table("name", "settings", "what it does", "distribution", title=f"{kind}s", title_justify="left")
-        for entry in known.entries[kind].values():
-            table.add_row(entry.name, _settings(entry), _summary(entry.thing), entry.distribution)
-        console.print(table)
-    table = Table("name", "presets", "what it does", "paper", "distribution", title="recipes", title_justify="left")
-    for name, entry in known.entries["recipe"].items():
-        content = yaml.safe_load(source(name))
-        about, paper = content.get("about", ""), content.get("paper", "")
-        table.add_row(name, " ".join(presets(name)), about, paper, entry.distribution)
-    console.print(table)
+def ls(
+    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(PLURALS)}; all without it.")] = None,
+    shape: ShapeOption = SHAPE,
+    text: TextOption = TEXT,
+    visual: VisualOption = None,
+    ecl: EclOption = None,
+    budget: BudgetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what is registered and where it comes from; `ls recipes`: what each keeps and costs on a model shape."""
+    known = registry()
+    if kind is not None and kind not in PLURALS:
+        raise UnknownNameError("kind of part", kind, PLURALS)
+    if kind != "recipes" and (shape, text, visual, ecl, budget) != (SHAPE, TEXT, None, None, None):
+        raise typer.BadParameter("shapes, tokens and budgets are for the table of `tokenprune ls recipes`")
+    if kind == "recipes":
+        wanted = read(budget) if budget is not None else None
+        _ls_recipes(shape, visual or visual_tokens(shape), text, ecl, wanted, as_json)
+    else:
+        found = {plural: _rows(one) for plural, one in PLURALS.items() if kind in (None, plural)}
+        if as_json:
+            print(json.dumps(found))
+            return
+        for plural, rows in found.items():
+            _print_rows(plural, rows)
     for plugin in known.broken:
+        console = Console(stderr=as_json)
         console.print(f"[red]skipped[/red] the broken plugin {plugin.distribution}: {plugin.reason}")
+
+
+def _rows(kind: str) -> list[dict[str, str]]:
+    """Everything registered of a kind."""
+    rows = []
+    for entry in registry().entries[kind].values():
+        if kind == "recipe":
+            content = yaml.safe_load(source(entry.name))
+            more = {"about": str(content.get("about", "")), "paper": str(content.get("paper", ""))}
+        else:
+            more = {"about": _summary(entry.thing), "settings": _settings(entry)}
+        rows.append({"name": entry.name, **more, "distribution": entry.distribution})
+    return rows
+
+
+def _print_rows(title: str, rows: list[dict[str, str]]) -> None:
+    """One table; names stay whole, whatever is empty in all rows is left out, and of texts only the first clause."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    columns = [column for column in rows[0] if any(row[column] for row in rows)] if rows else []
+    for column in columns:
+        table.add_column(column, no_wrap=column in ("name", "distribution"), overflow="fold")
+    for row in rows:
+        brief = {"about": re.split(r"[.:;,](?=\s)| \(", row["about"])[0].rstrip(".")}
+        brief["paper"] = row.get("paper", "").removeprefix("arXiv ")
+        table.add_row(*({**row, **brief}[column] for column in columns))
+    Console().print(table)
+
+
+def _ls_recipes(shape: str, visual: int, text: int, ecl: int | None, budget: Budget | None, as_json: bool) -> None:
+    """Every recipe and preset side by side."""
+    sizes, rows = geometry(shape), []
+    for name in registry().entries["recipe"]:
+        for full in [name, *(f"{name}@{preset}" for preset in presets(name))]:
+            try:
+                rows.append({"recipe": full, **_cost(load(full), shape, visual, text, ecl, budget)})
+            except TokenpruneError as error:
+                rows.append({"recipe": full, "error": str(error)})
+    if as_json:
+        print(json.dumps(rows))
+        return
+    title = f"recipes on {shape}: {visual} visual and {text} text tokens, {sizes.depth} layers"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in ("recipe", "tokens kept from layer L on", "average", "FLOPs"):
+        table.add_column(column, no_wrap=column != "tokens kept from layer L on", justify="left")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["recipe"], f"[red]{escape(row['error'])}[/red]")
+        else:
+            table.add_row(row["recipe"], _spell(row["plan"]), f"{row['average']:.1f}", f"{row['flops_share']:.1%}")
+    Console().print(table)
+
+
+def _spell(plan: dict[str, int]) -> str:
+    """`L2: 166`; of a long plan the first two stages and the last."""
+    stages = [f"L{layer}: {kept}" for layer, kept in plan.items()]
+    if len(stages) > 5:
+        return f"{stages[0]}, {stages[1]} ... {stages[-1]} ({len(stages)} stages)"
+    return ", ".join(stages) or "all"
 
 
 def _settings(entry: Entry) -> str:
@@ -82,57 +169,90 @@ def _plain(work: Any) -> dict[str, Any]:
 
 
 def check(recipes: Annotated[list[str], typer.Argument(help="Recipe names or YAML files.")]) -> None:
-    """Check recipes and say everything that is wrong with all of them at once."""
+    """Check recipes and say everything that is wrong with all of them at once; warn of names that promise too much."""
     failed = 0
     for name in recipes:
         try:
-            load(name)
+            built = {name: load(name)}
             for preset in presets(name) if "@" not in name else ():
-                load(f"{name}@{preset}")
+                built[f"{name}@{preset}"] = load(f"{name}@{preset}")
             print(f"{name}: fine")
         except TokenpruneError as error:
             failed += 1
             print(f"{name}: {error}", file=sys.stderr)
+            continue
+        for full, recipe in built.items():
+            promised = full.rpartition("@")[2] if "@" in full else recipe.name
+            if re.fullmatch("[0-9]{1,6}", promised) and (warning := _broken_promise(recipe, int(promised))):
+                typer.secho(f"{full}: {warning}", fg="yellow", err=True)
     raise typer.Exit(1 if failed else 0)
+
+
+def _broken_promise(recipe: Recipe, promised: int) -> str | None:
+    """What a recipe named after a number of tokens averages instead, where published tables have that number.
+
+    Those are LLaVA-NeXT's for 640, 320 and 160, and what exceeds LLaVA-1.5's 576 tokens; the others are LLaVA-1.5's.
+    """
+    shape = "llava-next-7b" if promised in (160, 320) or promised > 576 else SHAPE
+    try:
+        average = _cost(recipe, shape, visual_tokens(shape))["average"]
+    except TokenpruneError as error:
+        return f"promises {promised} but has no plan on {shape}: {error}"
+    if abs(average - promised) <= 1:
+        return None
+    return (
+        f"promises {promised} but averages {average:.1f} tokens over the layers ({shape}, {visual_tokens(shape)} "
+        "visual tokens); rename it, or give an average"
+    )
 
 
 def explain(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    shape: Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}, or a local config.json.")] = "llava-1.5-7b",
-    text: Annotated[int, typer.Option(min=0, help="Text tokens of the prompt.")] = 64,
-    visual: Annotated[int, typer.Option(min=1, help="Visual tokens of the prompt.")] = 576,
-    ecl: Annotated[int | None, typer.Option(help="Entropy Collapse Layer, if none is shipped for the shape.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    shape: ShapeOption = SHAPE,
+    text: TextOption = TEXT,
+    visual: VisualOption = None,
+    ecl: EclOption = None,
+    budget: BudgetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a recipe does to a model of some shape, without its weights: plan, FLOPs share, KV MiB (fp16)."""
-    built, sizes = load(recipe, *(overrides or [])), geometry(shape)
-    ecl = ecl or layers.shipped(shape, sizes.depth)
-    if ecl is None and any(work.schedule.needs_ecl for work in built.passes):
-        raise LayerError(
-            f"no Entropy Collapse Layer is shipped for {shape}: pass --ecl LAYER (tokenprune calibrate measures it)"
-        )
-    stages = plan_stages(built, sizes.depth, [visual], ecl)
-    plan = {layer: stage.kept[0] for layer, stage in stages.items()}
-    counts = sizes.tokens(plan, visual)
-    result = {
-        "plan": {str(layer): kept for layer, kept in plan.items()},
-        "average": sum(counts) / sizes.depth,
-        "flops_share": sizes.flops_share(plan, visual, text),
-        "kv_mib": {"full": sizes.kv_mib({}, visual), "pruned": sizes.kv_mib(plan, visual)},
-    }
+    wanted = read(budget) if budget is not None else None
+    built, sizes, visual = load(recipe, *(overrides or [])), geometry(shape), visual or visual_tokens(shape)
+    result = _cost(built, shape, visual, text, ecl, wanted)
     if as_json:
         print(json.dumps(result))
         return
+    plan = {int(layer): kept for layer, kept in result["plan"].items()}
+    counts = sizes.tokens(plan, visual)
     table = Table("from layer", "to", "visual tokens", title=f"{built.name} on {shape}", title_justify="left")
     starts = sorted({0, *plan})
     for start, end in zip(starts, [*starts[1:], sizes.depth], strict=True):
         table.add_row(str(start), str(end - 1), str(counts[start]))
-    console = Console()
+    console, kv = Console(), result["kv_mib"]
     console.print(table)
     console.print(
         f"average {result['average']:.1f} of {visual} visual tokens over {sizes.depth} layers; decoder prefill FLOPs "
-        f"{result['flops_share']:.1%}; KV of visual tokens {sizes.kv_mib(plan, visual):.1f} of "
-        f"{sizes.kv_mib({}, visual):.1f} MiB",
+        f"{result['flops_share']:.1%}; KV of visual tokens {kv['pruned']:.1f} of {kv['full']:.1f} MiB",
         soft_wrap=True,
     )
+
+
+def _cost(
+    recipe: Recipe, shape: str, visual: int, text: int = TEXT, ecl: int | None = None, budget: Budget | None = None
+) -> dict[str, Any]:
+    """Plan, average over the layers, FLOPs share and KV MiB (fp16) of one prompt. Raises LayerError, BudgetError."""
+    sizes = geometry(shape)
+    ecl = ecl or layers.shipped(shape, sizes.depth)
+    if ecl is None and any(work.schedule.needs_ecl for work in recipe.passes):
+        raise LayerError(
+            f"no Entropy Collapse Layer is shipped for {shape}: pass --ecl LAYER (tokenprune calibrate measures it)"
+        )
+    stages = plan_stages(recipe, sizes.depth, [visual], ecl, budget)
+    plan = {layer: stage.kept[0] for layer, stage in stages.items()}
+    return {
+        "plan": {str(layer): kept for layer, kept in plan.items()},
+        "average": sum(sizes.tokens(plan, visual)) / sizes.depth,
+        "flops_share": sizes.flops_share(plan, visual, text),
+        "kv_mib": {"full": sizes.kv_mib({}, visual), "pruned": sizes.kv_mib(plan, visual)},
+    }

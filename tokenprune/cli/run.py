@@ -20,12 +20,13 @@ from rich.table import Table
 
 from ..analysis import ecl as layers
 from ..api import Pruning, prune
+from ..budget import read
 from ..loading import DTYPES, Loaded, load_model
 from ..media import pictures, read_image, read_video
 from ..pico import scenes
 from ..recipe import load
 from ..registry import registry
-from .catalog import OverridesArgument
+from .catalog import BudgetOption, OverridesArgument
 
 ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or pico (the bundled model).")]
 AttnOption = Annotated[str | None, typer.Option("--attn", help="Attention implementation, e.g. flash_attention_2.")]
@@ -52,6 +53,7 @@ def generate(
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
     ] = None,
+    budget: BudgetOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
     overlay: Annotated[Path | None, typer.Option(help="Write a PNG of what survived of the first picture.")] = None,
@@ -62,9 +64,12 @@ def generate(
     """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
     if overrides and recipe is None:
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
+    if budget is not None and recipe is None:
+        raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
     if overlay is not None and not (recipe and image):
         raise typer.BadParameter("an overlay needs a picture and a recipe", param_hint="--overlay")
     built = load(recipe, *(overrides or [])) if recipe else None
+    wanted = read(budget) if budget is not None else None
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -72,7 +77,7 @@ def generate(
     if built is None:
         print(loaded.answer(inputs, max_new_tokens))
         return
-    with prune(loaded.model, built) as pruning:
+    with prune(loaded.model, built, budget=wanted) as pruning:
         print(loaded.answer(inputs, max_new_tokens))
     print(pruning.report(), file=sys.stderr)
     if overlay is not None:
@@ -124,12 +129,14 @@ def calibrate(
 def demo(
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
+    budget: BudgetOption = None,
     output: Annotated[Path, typer.Option(help="Folder for the picture and the overlay.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
     model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
 ) -> None:
     """One picture, a question of each kind: answers without and with pruning, what it cost, and what survived."""
     built = load(recipe)
+    wanted = read(budget) if budget is not None else None
     loaded = load_model(model)
     output.mkdir(parents=True, exist_ok=True)
     if image is None:
@@ -142,7 +149,7 @@ def demo(
     table = Table(
         "kind", "question", "truth", "pruned?", "answer", "right?", "kept by layer", "KV MiB", "prefill ms", "FLOPs"
     )
-    pruning = prune(loaded.model, built)
+    pruning = prune(loaded.model, built, budget=wanted)
     for kind, (question, truth) in asked.items():
         inputs = loaded.inputs(question, [picture])
         plain_ms, pruned_ms = interleaved(lambda i=inputs: _prefill(loaded, i), pruning)  # type: ignore[misc]

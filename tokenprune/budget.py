@@ -1,0 +1,130 @@
+"""One budget for every recipe: the keeps of a plan scaled by one factor until the mean over the blocks is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+from .errors import BudgetError
+from .values import Budget, check_budget, fraction
+
+
+def checked(budget: Any) -> Budget:
+    """The budget itself. Raises BudgetError unless it is a count >= 0 or a share in [0, 1]."""
+    if isinstance(budget, (int, float, str)) and not isinstance(budget, bool):
+        with suppress(ValueError):
+            check_budget(budget)
+            return budget
+    raise BudgetError(
+        "a budget is a number of visual tokens such as 192, or a share of them from 0 to 1 such as 0.25 or '1/3', got "
+        f"{budget!r}"
+    )
+
+
+def read(text: str) -> Budget:
+    """A budget from the command line. Raises BudgetError."""
+    for number in (int, float):
+        with suppress(ValueError):
+            return checked(number(text))
+    return checked(text)
+
+
+def rescale(plan: Mapping[int, int], depth: int, visual: int, budget: Budget) -> dict[int, int]:
+    """The plan with every keep multiplied by one factor, so that its average over the blocks meets the budget.
+
+    A keep is at most `visual`, and within one token of its exact value: the first stages are rounded up, so that the
+    average is as near the budget as whole tokens allow, and never more than half a token off. Stages that no longer
+    drop anything disappear. A plan that is near enough, and a budget of all tokens (`{}`), need no factor.
+
+    Args:
+        plan: `{layer: tokens kept}` of one prompt, all passes together.
+        depth: decoder blocks.
+        visual: visual tokens of the prompt.
+        budget: mean over all blocks of the visual tokens that each sees, in tokens or as a share of `visual`.
+
+    Raises:
+        BudgetError: no factor gives this average; the message says which ones there are, and what to change.
+    """
+    target = _tokens(budget, visual) * depth  # summed over the blocks, as everything below
+    if target >= depth * visual:
+        return {}
+    spans = [end - start for start, end in pairwise([0, *plan, depth])]
+    stages = [(span, kept) for span, kept in zip(spans[1:], plan.values(), strict=True) if kept]  # what 0 keeps stays 0
+    before = min(plan, default=depth) * visual
+    most = before + visual * sum(span for span, _ in stages)
+    if not before - Fraction(depth, 2) <= target <= most + Fraction(depth, 2):
+        raise BudgetError(f"budget {budget} cannot be reached: {_unreachable(plan, depth, visual, target)}")
+    if 2 * abs(target - before - sum(span * kept for span, kept in stages)) <= max(spans):
+        return dict(plan)  # rounding may leave as much
+    rest = min(max(target, Fraction(before)), Fraction(most)) - before
+    counts = _rounded(stages, _scaled(stages, visual, rest), rest)
+    scaled, left = {}, visual
+    for layer, count in zip(plan, [*counts, *[0] * (len(plan) - len(counts))], strict=True):
+        if count < left:
+            scaled[layer] = left = count
+    return scaled
+
+
+def _tokens(budget: Budget, visual: int) -> Fraction:
+    """Tokens meant, not rounded: shares as written."""
+    if isinstance(budget, int):
+        return Fraction(budget)
+    return (fraction(budget) if isinstance(budget, str) else Fraction(str(budget))) * visual
+
+
+def _scaled(stages: Sequence[tuple[int, int]], visual: int, rest: Fraction) -> list[Fraction]:
+    """Exact keeps of `stages` (span, kept > 0): `min(factor * kept, visual)`, which sum to `rest` over the blocks."""
+    capped = 0
+    for span, kept in stages:  # the first keep is the largest, so it is the first to reach `visual`
+        factor = rest / sum(span * kept for span, kept in stages[capped:])
+        if factor * kept <= visual:
+            break
+        capped, rest = capped + 1, rest - span * visual
+    return [Fraction(visual)] * capped + [factor * kept for _, kept in stages[capped:]]
+
+
+def _rounded(stages: Sequence[tuple[int, int]], exact: Sequence[Fraction], rest: Fraction) -> list[int]:
+    """Whole keeps: down, then up from the first stage on while that brings their sum nearer to `rest`."""
+    counts = [int(keep) for keep in exact]
+    missing = rest - sum(span * count for (span, _), count in zip(stages, counts, strict=True))
+    for i, (span, _) in enumerate(stages):
+        if 2 * missing < span:
+            break
+        if counts[i] != exact[i]:
+            counts[i] += 1
+            missing -= span
+    return counts
+
+
+def _unreachable(plan: Mapping[int, int], depth: int, visual: int, target: Fraction) -> str:
+    """Why no factor gives `target` tokens over all blocks, which averages there are, and what to change."""
+    if not plan:
+        return (
+            f"the recipe drops none of this prompt's {visual} visual tokens, so there is no keep to rescale. Give its "
+            "keeps as shares (keep: 1/3), or leave the budget out."
+        )
+    first, last = min(plan), max(plan)
+    nearest = int(target / visual)
+    if not plan[first]:
+        others = [layer for layer in (nearest, nearest + 1) if layer < depth]
+        averages = " and ".join(f"{layer} averages {layer * visual / depth:.4g}" for layer in others)
+        return (
+            f"the recipe keeps none of the {visual} visual tokens from layer {first} of {depth} on, so there is no "
+            f"keep to rescale and its average is {first * visual / depth:.4g}. Ask for that, or change its layer: "
+            f"{averages}."
+        )
+    if target < first * visual:
+        smallest = -((depth - 2 * first * visual) // (2 * depth))  # half a token off is near enough
+        return (
+            f"the first {first} of {depth} blocks see all {visual} visual tokens, so the smallest average is "
+            f"{smallest}. Ask for at least {smallest}, or change the recipe's first layer from {first} to "
+            f"{nearest}{' or an earlier one' if nearest else ''}."
+        )
+    largest = (2 * last * visual + depth) // (2 * depth)
+    return (
+        f"the recipe keeps none of the {visual} visual tokens from layer {last} of {depth} on, so the largest average "
+        f"is {largest}. Ask for at most {largest}, change that layer to a later one, or keep some tokens there."
+    )
