@@ -7,14 +7,18 @@ import sys
 import typer
 
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
-from . import catalog, run
+from . import catalog, measure, run
 
 app = typer.Typer(
     help="Visual token pruning for multimodal LLMs on stock transformers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (catalog.ls, catalog.show, catalog.check, catalog.explain, run.generate, run.calibrate, run.demo):
+COMMANDS = (
+    *(catalog.ls, catalog.show, catalog.check, catalog.explain),
+    *(run.generate, run.calibrate, run.demo, measure.bench, measure.sweep),
+)
+for command in COMMANDS:
     app.command()(command)
 
 
