@@ -15,11 +15,16 @@ from tokenprune.values import View
 
 @contextmanager
 def hidden_by_mask(
-    model: Any, attention_mask: Tensor, views: Mapping[int, View], compact: bool = False
+    model: Any,
+    attention_mask: Tensor,
+    views: Mapping[int, View],
+    compact: bool = False,
+    folded: Mapping[int, Tensor] | None = None,
 ) -> Iterator[None]:
     """From block L on, hide every prompt column that is not in `views[L]`; sequence lengths stay as they are.
 
-    With `compact`, kept columns are also renumbered without gaps from block L on (1-D positions).
+    With `compact`, kept columns are also renumbered without gaps from block L on (1-D positions). `folded[L]` are rows
+    (in the order of the view) that take the place of the kept columns on their way into block L of the prefill.
     """
     decoder = model.model.language_model
     valid = attention_mask.bool()
@@ -39,6 +44,12 @@ def hidden_by_mask(
         if columns is None:
             return None
         hidden = args[0]
+        if folded and block in folded and hidden.shape[1] == s:
+            hidden = hidden.clone()
+            for row in range(b):
+                view = views[block]
+                hidden[row, view.index[row][view.valid[row]]] = folded[block][row][view.valid[row]]
+            args = (hidden, *args[1:])
         cache = kwargs["past_key_values"]
         past = cache.get_seq_length(block) if cache is not None else 0
         q = hidden.shape[1]

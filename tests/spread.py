@@ -41,7 +41,11 @@ VARIANTS = {
 }
 SCORERS = {**{name: {"name": name} for name in registry().entries["scorer"]}, **VARIANTS}
 """Every registered scorer as it comes, and the built-in ones that read other states."""
-CASES: dict[str, Any] = {name: [{"scorer": scorer, "schedule": AT_3}] for name, scorer in SCORERS.items()}
+OF_TOWERS = {name for name, entry in registry().entries["scorer"].items() if entry.thing.tower is not Scorer.tower}
+CASES: dict[str, Any] = {
+    name: [{"scorer": scorer, "schedule": {**AT_3, "layer": 0 if name in OF_TOWERS else 3}}]
+    for name, scorer in SCORERS.items()
+}
 CASES |= {
     "three stages": RECIPES["mixture"],
     "pyramid, compact": [{**RECIPES["pyramid"][0], "positions": "compact"}],

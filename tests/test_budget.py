@@ -18,7 +18,8 @@ import tokenprune
 from tokenprune.budget import checked, read, rescale
 from tokenprune.errors import BudgetError
 from tokenprune.prompt import plan_stages
-from tokenprune.recipe import load, registered
+from tokenprune.recipe import load
+from tokenprune.registry import registry
 
 EXACT = settings(deadline=None, max_examples=300, derandomize=True, database=None)
 PYRAMID = {8: 288, 16: 144, 24: 72}
@@ -262,7 +263,10 @@ def test_bad_budgets_on_the_command_line(text: str) -> None:
 # -- recipes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in registered() if name != "vtw"])
+OURS = [name for name, entry in registry().entries["recipe"].items() if entry.distribution == "tokenprune-mllm"]
+
+
+@pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("budget", [288, "1/3", 0.4])
 def test_every_recipe_meets_one_budget(name: str, budget: Any) -> None:
     """On LLaVA-1.5's shape, in a batch of unequal prompts as alone."""

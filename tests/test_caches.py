@@ -344,6 +344,25 @@ def live() -> dict[str, int]:
     return {name: sum(issubclass(type(one), kind) for one in objects) for name, kind in kinds.items()}
 
 
+def test_a_thread_killed_in_its_pass_holds_nobody_up() -> None:
+    lm = model("llava")
+    answer("llava", "sdpa", ONE)
+    before = attributes(lm)
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    with tokenprune.prune(lm, MIXTURE):
+        handle = lm.model.language_model.layers[3].register_forward_pre_hook(die)
+        thread = threading.Thread(target=lambda: answer("llava", "sdpa", ONE))
+        thread.start()
+        thread.join()
+        handle.remove()
+    assert attributes(lm) == before
+    expected = answer("llava", "sdpa", ONE).sequences
+    assert torch.equal(answer("llava", "sdpa", ONE).sequences, expected)
+
+
 def test_five_hundred_prompts_leave_nothing() -> None:
     """Counted objects, not megabytes; a cache that is held holds its own state only."""
     lm, batches = model("llava"), [inputs("llava", prompts) for prompts in (ONE, PADDED)]

@@ -78,7 +78,7 @@ def test_ls_recipes_puts_budgets_side_by_side(
     assert lines["pyramiddrop"] == "L8: 288, L16: 144, L24: 72 270.0 51.8%"
     rows = json.loads(run(capsys, "ls", "recipes", "--json")[1])
     assert {row["recipe"] for row in rows} >= {"fastv", "fastv@64", "divprune-random@192"}
-    for row in rows:
+    for row in (row for row in rows if "error" not in row):
         explained = json.loads(run(capsys, "explain", row["recipe"], "--json")[1])
         assert {"recipe": row["recipe"], **explained} == row
 
@@ -289,6 +289,37 @@ def test_calibrate_measures_and_remembers(capsys: pytest.CaptureFixture[str], tm
     assert "Entropy Collapse Layer" in out
     assert "depth: 8" in out_file.read_text()
     assert len(list((tmp_path / "cache" / "ecl").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("method", ["vtw", "fitprune"])
+def test_calibrate_fits_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path, method: str) -> None:
+    out_file = tmp_path / "mine.yaml"
+    settings = {"vtw": ["eta=1000", "first=2"], "fitprune": ["reduction=0.5"]}[method]
+    arguments = ["calibrate", "pico", *settings, "--method", method, "--limit", "2", "--output", str(out_file)]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0
+    assert out_file.read_text() == out
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mine.yaml"]
+    code, out, _ = run(capsys, "check", str(out_file))
+    assert code == 0
+    if method == "vtw":
+        assert "layer: 2" in out_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "vwt"], "did you mean 'vtw'"),
+        (["eta=1"], "ecl has no settings"),
+        (["teta=1", "--method", "vtw"], "vtw has eta, first"),
+        (["eta=much", "--method", "vtw"], "calibration 'vtw'"),
+        (["eta=0", "--method", "vtw", "--limit", "1"], "no layer comes within"),
+    ],
+)
+def test_calibrations_that_cannot_be(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    code, _, err = run(capsys, "calibrate", "pico", *arguments)
+    assert code in (1, 2)
+    assert said in " ".join(err.replace("│", " ").split())
 
 
 def test_a_folder_without_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

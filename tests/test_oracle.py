@@ -58,17 +58,34 @@ def check_oracle(
 ) -> tokenprune.Pruning:
     with tokenprune.prune(model(family, attention), recipe, budget=budget) as pruning:
         pruned = logits(answer(family, attention, prompts))
-    state = pruning.state
-    assert state is not None
+        state = pruning.state
+        assert state is not None
+        folded = {
+            layer: entering(family, attention, prompts, layer)
+            for layer, stage in state.stages.items()
+            if stage.work.merge is not None
+        }
     assert sorted(state.views) == sorted(state.stages)
     mask = inputs(family, prompts)["attention_mask"]
-    with hidden_by_mask(model(family, attention), mask, state.views, compact):
+    with hidden_by_mask(model(family, attention), mask, state.views, compact, folded):
         masked = logits(answer(family, attention, prompts))
     full = unpruned(family, attention, tuple(prompts))
     assert close(pruned, masked)
     with_pictures = [row for row, count in enumerate(state.counts) if count]
     assert not close(pruned[with_pictures], full[with_pictures])
     return pruning
+
+
+def entering(family: str, attention: str, prompts: Any, block: int) -> torch.Tensor:
+    """The merged rows that enter a block; how they are merged is compared with the papers elsewhere."""
+    lm, seen = model(family, attention), []
+    handle = lm.model.language_model.layers[block].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():
+            lm(**inputs(family, prompts))
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 @pytest.mark.works("Inputs", "videos and pictures together")

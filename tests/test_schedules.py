@@ -12,7 +12,7 @@ import pytest
 from tokenprune.errors import BudgetError, LayerError
 from tokenprune.interfaces import Scheduler
 from tokenprune.registry import registry
-from tokenprune.schedules import Ecl, Fixed, Pyramid
+from tokenprune.schedules import Ecl, Fixed, Pyramid, Table
 from tokenprune.values import Shape, kept_for_average, resolve_budget, resolve_layer
 
 LLAVA = Shape(depth=32, visual=576, ecl=2)
@@ -274,7 +274,7 @@ SCHEDULES = [
         Pyramid(layers=(0, 2, 5), **budget),
         Pyramid(layers=THREE, **budget),
     )
-]
+] + [Table(layers=(0, 2, 5), keep=(0.9, 12, "1/8")), Table(layers=("1/32", *THREE, "31/32"), keep=(90, 80, 9, 9, 0))]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -290,6 +290,30 @@ def test_plans_descend_and_never_keep_what_is_not_there(schedule: Scheduler) -> 
             assert all(isinstance(number, int) and number >= 0 for number in [*layers, *counts])
             assert schedule.plan(Shape(depth, visual, ecl=3)) == plan
     assert hash(schedule) == hash(schedule)
+
+
+def test_a_table_keeps_what_it_says() -> None:
+    table = Table(layers=("3/32", "7/32", 16), keep=(309, "204/576", 0.2))
+    assert table.plan(LLAVA) == {3: 309, 7: 204, 16: 115}
+    assert table.plan(Shape(32, 250)) == {7: 89, 16: 50}
+
+
+def test_steps_of_a_table_that_meet_in_a_shallow_model_are_one() -> None:
+    """A fraction above zero lets one block run at least, and leaves one."""
+    table = Table(layers=("1/32", "2/32", "15/32", "31/32"), keep=(9, 8, 7, 6))
+    assert table.plan(Shape(6, 10)) == {1: 8, 3: 7, 5: 6}
+    assert table.plan(Shape(32, 10)) == {1: 9, 2: 8, 15: 7, 31: 6}
+    assert Table(layers=("0/32",), keep=(9,)).plan(Shape(6, 10)) == {0: 9}
+
+
+def test_a_table_that_makes_no_sense_is_refused() -> None:
+    for layers, keep in (((), ()), ((1, 2), (3,)), ((-1,), (3,)), ((1,), (-3,))):
+        with pytest.raises(ValueError, match=r"as many budgets|layer must|a budget"):
+            Table(layers=layers, keep=keep)
+    with pytest.raises(LayerError, match="must ascend"):
+        Table(layers=(3, 2), keep=(9, 8)).plan(Shape(6, 10))
+    with pytest.raises(LayerError, match="does not exist"):
+        Table(layers=(6,), keep=(9,)).plan(Shape(6, 10))
 
 
 def test_every_registered_schedule_is_covered_here() -> None:

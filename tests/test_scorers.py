@@ -312,6 +312,68 @@ def test_attention_after_an_earlier_stage_is_that_of_the_pruned_model(family: st
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+@dataclass(frozen=True, eq=False)
+class Reader(Scorer):
+    """Writes down what it is shown and the states that are read lazily; keeps the first tokens."""
+
+    into: list[tuple[Seen, dict[str, torch.Tensor]]]
+
+    def score(self, seen: Seen) -> torch.Tensor:
+        names = ("embeddings", "shown", "normed", "words", *(["rotated_keys"] if seen.layer else []))
+        self.into.append((seen, {name: getattr(seen, name) for name in names}))
+        return -torch.arange(len(seen.visual)).float()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_are_what_entered_the_first_block(family: str, mode: Any) -> None:
+    """Of the whole prompt without its pads, at every stage, dropped tokens included; unpruned, seen by a plain hook."""
+    into: list[Any] = []
+    recipe = {"prune": [a_pass(Reader(into), layer, keep) for layer, keep in ((0, 12), (2, 7), (4, 3))]}
+    lm, given, entered = model(family), inputs(family, ragged(family)), []
+    with mode(), tokenprune.prune(lm, recipe) as pruning:
+        lm(**given)
+    handle = lm.model.language_model.layers[0].register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    with torch.no_grad():
+        lm(**given)
+    handle.remove()
+    assert pruning.state is not None
+    rows = real_columns(family)
+    assert len(into) == 3 * len(rows)
+    for i, (seen, read) in enumerate(into):
+        row, columns, visual = rows[i % len(rows)]
+        torch.testing.assert_close(read["embeddings"], entered[0][row, columns], rtol=1e-5, atol=1e-5)
+        assert [columns[c] for c in read["shown"].tolist()] == visual
+        assert read["words"].tolist() == list(range(len(seen.states)))[-max(seen.question, 1) :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_normed_states_and_rotated_keys_are_the_models_own(family: str) -> None:
+    into: list[Any] = []
+    lm, given = model(family), inputs(family, ragged(family))
+    with torch.no_grad(), tokenprune.prune(lm, {"prune": [a_pass(Reader(into), 2, 3)]}):
+        lm(**given)
+    with torch.no_grad():
+        full = lm(**given, use_cache=True, output_hidden_states=True)
+    for (seen, read), (row, columns, _) in zip(into, real_columns(family), strict=True):
+        states = full.hidden_states[2][row, columns]
+        torch.testing.assert_close(read["normed"], lm.model.language_model.norm(states), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            read["rotated_keys"], full.past_key_values.layers[1].keys[row][:, columns], rtol=1e-4, atol=1e-4
+        )
+        assert not torch.allclose(read["normed"], seen.states)
+
+
+def test_embeddings_are_let_go_after_the_last_stage() -> None:
+    into: list[Any] = []
+    with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": [a_pass(Reader(into), 2, 3)]}):
+        model("llava")(**inputs("llava", ONE))
+    with pytest.raises(AssertionError):
+        into[0][0].embedded()
+    with pytest.raises(ScorerError, match="no embeddings"):
+        Seen.of(keep=1, hidden=rand(3, 4)).embeddings  # noqa: B018
+
+
 def test_query_columns_that_are_not_there_are_named() -> None:
     for columns in ((0, 99), (-99,)):
         recipe = {"prune": [a_pass(Attention(queries=columns), 2, 3)]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .api import Pruning, attach, prune
 from .errors import TokenpruneError
 from .hookspecs import hookimpl
-from .interfaces import Adapter, Merger, Scheduler, Scorer
+from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer
 from .recipe import Pass, Recipe
 from .values import Seen, Shape
 
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Calibration",
     "Merger",
     "Pass",
     "Pruning",

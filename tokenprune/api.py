@@ -23,14 +23,16 @@ from .values import Budget
 class Pruning:
     """A recipe on a model. As a context manager it prunes inside the block; see `attach` for the lasting form."""
 
-    def __init__(self, model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None) -> None:
+    def __init__(
+        self, model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+    ) -> None:
         if not hasattr(model, "config"):
             raise UnsupportedModelError(
                 f"expected a transformers model, which has a config, got {type(model).__name__}: pass the model inside "
                 "it, accelerator.unwrap_model(model) say; the wrapper's forward is then pruned too"
             )
         budget = None if budget is None else checked(budget)
-        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config), budget)
+        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config), budget, processor)
 
     def __enter__(self) -> Pruning:
         self._pruner.attach()
@@ -81,7 +83,9 @@ class Pruning:
         return pictures.overlay(pictures.centre_square(image), boxes[mine, 1:].tolist(), kept)
 
 
-def prune(model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None) -> Pruning:
+def prune(
+    model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+) -> Pruning:
     """Prune visual tokens inside a `with` block.
 
     Args:
@@ -90,6 +94,7 @@ def prune(model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None
         overrides: dotlist lines such as `"prune.0.schedule.average=128"`.
         budget: scales all keeps of the recipe by one factor, prompt by prompt, so that a prompt's visual tokens, as a
             mean over the decoder blocks, are this many (192) or this share of them (`1/3`, `"1/3"`).
+        processor: the model's processor or tokenizer, for the few scorers that read the question as text.
 
     Raises:
         RecipeError, UnknownNameError: the recipe cannot be built.
@@ -97,9 +102,11 @@ def prune(model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None
         UnsupportedModelError: no adapter for this model.
         AlreadyPrunedError, LayerError: on entering the block.
     """
-    return Pruning(model, recipe, *overrides, budget=budget)
+    return Pruning(model, recipe, *overrides, budget=budget, processor=processor)
 
 
-def attach(model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None) -> Pruning:
+def attach(
+    model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+) -> Pruning:
     """Prune from now on, until `.remove()` is called on the result. Arguments and errors as in `prune`."""
-    return Pruning(model, recipe, *overrides, budget=budget).__enter__()
+    return Pruning(model, recipe, *overrides, budget=budget, processor=processor).__enter__()

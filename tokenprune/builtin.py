@@ -11,7 +11,7 @@ from .adapters.video_llava import VideoLlavaAdapter
 from .hookspecs import hookimpl
 from .interfaces import Adapter, Merger, Scheduler, Scorer
 from .mergers import nearest
-from .schedules import Ecl, Fixed, Pyramid
+from .schedules import Ecl, Fixed, Pyramid, Table
 from .scorers.attention import Attention
 from .scorers.diversity import Diversity
 from .scorers.entropy import Entropy
@@ -31,7 +31,7 @@ def tokenprune_scorers() -> dict[str, type[Scorer]]:
 
 @hookimpl
 def tokenprune_schedulers() -> dict[str, type[Scheduler]]:
-    return {"fixed": Fixed, "ecl": Ecl, "pyramid": Pyramid}
+    return {"fixed": Fixed, "ecl": Ecl, "pyramid": Pyramid, "table": Table}
 
 
 @hookimpl

@@ -13,8 +13,8 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -35,10 +35,12 @@ from .errors import (
     ScorerError,
     UnsupportedModelError,
 )
-from .interfaces import Adapter, RotaryTables
+from .interfaces import Adapter, RotaryTables, reads
 from .prompt import PromptState, Stage, plan, plan_stages
 from .recipe import Recipe
+from .recorder import Recorder
 from .registry import registry
+from .tower import Tower
 from .values import Budget, Seen, Shape, View
 
 log = logging.getLogger("tokenprune")
@@ -65,6 +67,7 @@ class _Turn:
     prefill: bool = False  # this pass prunes
     after: ExitStack = field(default_factory=ExitStack)  # what to undo when this pass is over
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    embedded: Tensor | None = None  # what entered block 0, until the last stage is over
     held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
     masks: dict[_Depth, Any] = field(default_factory=dict)
     rotary: dict[_Depth, RotaryTables] = field(default_factory=dict)
@@ -82,7 +85,14 @@ class Pruner:
     Nothing is patched or subclassed and no attribute is left on a module. Use `tokenprune.prune` or `.attach`.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, adapter: Adapter, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        adapter: Adapter,
+        budget: Budget | None = None,
+        processor: Any = None,
+    ) -> None:
         self.model, self.recipe, self.adapter, self.budget = model, recipe, adapter, budget
         self.config: Any = model.config
         self.base = adapter.base(model)
@@ -90,12 +100,14 @@ class Pruner:
         self.text: Any = self.decoder.config
         self.blocks = adapter.blocks(self.decoder)
         self.ranks = parallel.Ranks.of(model)
+        self.processor = processor
         self.ecl: int | None = None
+        self.recorder: Recorder | None = None
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
         self._attached = False
-        self._running: set[_Turn] = set()  # passes, of any thread
+        self._running: dict[_Turn, threading.Thread] = {}  # passes, and who runs them
         self._idle = threading.Condition()  # guards these two and the hooks
         self._hooks = ExitStack()
         self._first = len(self.blocks)  # from here on blocks are hooked
@@ -106,7 +118,7 @@ class Pruner:
         Raises:
             AlreadyPrunedError: the model is inside another pruning block.
             UnsupportedModelError: its decoder does something pruning cannot follow.
-            LayerError: the recipe names a layer the model does not have.
+            LayerError: the recipe names a layer the model does not have, or a block that its vision tower does not.
         """
         if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in self.base._forward_pre_hooks.values()):
             raise AlreadyPrunedError(
@@ -125,14 +137,33 @@ class Pruner:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
                 plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
-        for outer in self.model.modules():
-            if any(part is self.base for part in outer.children()):
-                self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
-        self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
-        self._add(self.base.register_forward_hook(self._end, always_call=True))
-        self._add(self.decoder.register_forward_hook(self._restore))
+        self.recorder = self._recorder()
+        with ExitStack() as undo:
+            undo.callback(self._hooks.close)
+            if self.recorder is not None:
+                self.recorder.attach(self._add)
+            for outer in self.model.modules():
+                if any(part is self.base for part in outer.children()):
+                    self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
+            self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
+            self._add(self.base.register_forward_hook(self._end, always_call=True))
+            self._add(self.decoder.register_forward_hook(self._restore))
+            undo.pop_all()
         self._attached = True
         return self
+
+    def _recorder(self) -> Recorder | None:
+        """For the vision tower's blocks that scorers and mergers read; None if they read none."""
+        wanted = [block for work in self.recipe.passes for block in (*work.scorer.tower, *reads(work.merger))]
+        if not wanted:
+            return None
+        tower = self.adapter.tower()
+        if tower is None:
+            raise UnsupportedModelError(
+                f"the recipe reads states of the vision tower, and the adapter for {self.config.model_type} does not "
+                "know that tower: give it a `tower`, or use a scorer of hidden states such as diversity"
+            )
+        return Recorder(tower, self.base, self.config, wanted)
 
     def remove(self) -> None:
         """Take every hook out, when passes that run in other threads are through.
@@ -143,9 +174,14 @@ class Pruner:
         with self._idle:
             self._attached = False
             try:
-                self._idle.wait_for(lambda: not self._running)
+                while any(thread.is_alive() for thread in self._running.values()):
+                    self._idle.wait(0.1)  # a thread that was killed in its pass tells nobody
             finally:
+                while self._running:
+                    self._running.popitem()[0].after.close()
                 self._hooks.close()
+                if self.recorder is not None:
+                    self.recorder.close()
                 self._first = len(self.blocks)
                 torch.compiler.reset()
 
@@ -164,6 +200,10 @@ class Pruner:
             enter = partial(self._enter, block)
             self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
         self._first = min(self._first, first)
+        if turn.prefill and turn.prompt.stages:
+            embed = partial(self._embed, turn)
+            hook = self.blocks[0].register_forward_pre_hook(embed, with_kwargs=True, prepend=True)  # before `_enter`
+            turn.after.callback(hook.remove)
         for layer in turn.prompt.stages if turn.prefill else ():
             if layer:
                 for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
@@ -179,7 +219,7 @@ class Pruner:
         if (turn := self._turn) is not None:
             turn.after.close()
             with self._idle:
-                self._running.discard(turn)
+                self._running.pop(turn, None)
                 self._idle.notify_all()
         self._live.turn = None
 
@@ -246,7 +286,7 @@ class Pruner:
             with self._idle:
                 if not self._attached:
                     return  # the block was left while this pass began
-                self._running.add(turn)
+                self._running[turn] = threading.current_thread()
                 self._live.turn = turn
                 self._hook(turn)
             turn.after.callback(caches.follow, cache, False)
@@ -354,6 +394,11 @@ class Pruner:
         if turn is self._turn:  # and not of a pass in another thread
             turn.looked[layer, name] = output
 
+    def _embed(self, turn: _Turn, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before block 0: keep what enters it, for scorers that ask."""
+        if turn is self._turn:
+            turn.embedded = args[0]
+
     def _enter(self, block: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before a block: prune if its stage is here; then let it see its view and nothing else."""
         turn = self._turn
@@ -445,6 +490,8 @@ class Pruner:
         prompt.views[layer] = narrowed
         for key in [key for key in turn.looked if key[0] == layer]:
             del turn.looked[key]
+        if layer == max(prompt.stages):
+            turn.embedded = None
         hidden = ops.gather_columns(hidden, local)
         return hidden.masked_fill(~narrowed.valid[..., None], 0) if narrowed.padded else hidden
 
@@ -463,6 +510,7 @@ class Pruner:
         if merger is None:
             return chosen, None
         who, hidden = f"{registry().origin('merger', merger)} {where}", seen.hidden
+        seen = replace(seen, scores=_own(score))
         folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
         self._check(turn, who, "as many rows as it got", folded, hidden, (hidden.dtype,))
         return chosen, folded
@@ -470,7 +518,8 @@ class Pruner:
     def _call(self, turn: _Turn, who: str, seen: Seen, plugin: Callable[[], Any]) -> Any:
         """What a scorer or merger gives; its own errors are said with its name."""
         # Inference tensors count no versions: `_seen` hands out copies of them.
-        shared = [t for t in (seen.ids, seen.states, *turn.looked.values()) if not t.is_inference()]
+        shown = (seen.ids, seen.states, turn.embedded, *turn.looked.values())
+        shared = [t for t in shown if t is not None and not t.is_inference()]
         versions = [t._version for t in shared]
         try:
             given = plugin()
@@ -539,11 +588,31 @@ class Pruner:
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
             return self.ranks.all_heads("keys", keys), every if held is None else held[row, : keys.shape[1]]
 
-        full = prompt.everything.lengths[row]
-        ids = prompt.ids[row]
-        if full != len(ids):
-            ids = ids[prompt.everything.valid[row].int().argsort(stable=True)[-full:]]
-        ids = ids[: full - prompt.drafts]
+        full, width = prompt.everything.lengths[row], prompt.everything.width
+        every: Any = slice(width - prompt.drafts)
+        if full != width:
+            every = prompt.everything.valid[row].int().argsort(stable=True)[-full:][: full - prompt.drafts]
+        ids = prompt.ids[row][every]
+        question = prompt.question[row] - prompt.drafts
+
+        def embedded() -> tuple[Tensor, Tensor]:
+            assert turn.embedded is not None  # `_embed`; until the last stage is over
+            entered, marked = turn.embedded[row], prompt.visual[row][every]
+            entered = entered[every if isinstance(every, slice) else every.to(entered.device)]
+            shown = marked.int().argsort(stable=True)[len(marked) - prompt.counts[row] :]
+            return _own(entered.to(hidden.device)), shown.to(hidden.device)
+
+        @cache
+        def look() -> Tower:
+            return self.recorder.find(states[rank[at]])  # type: ignore[union-attr]
+
+        def spell() -> str:
+            reader = getattr(self.processor, "tokenizer", self.processor)
+            asked = ids[len(ids) - question :].tolist()
+            if any(token < 0 for token in asked):
+                raise PromptError("the scorer reads the question as text: pass input_ids, not embeddings alone")
+            return str(reader.decode(asked, skip_special_tokens=True))
+
         rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
         place = prompt.everything.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
         return Seen(
@@ -552,13 +621,17 @@ class Pruner:
             ids=_own(ids.to(hidden.device)),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
-            question=prompt.question[row] - prompt.drafts,
+            question=question,
             states=states,
             previous=looked if before is not None else None,
             following=following,
             past=past if prompt.start else None,
             rotate=rotate,
             scaling=self.adapter.scaling(here),
+            norm=partial(self.adapter.norm, self.decoder),
+            embedded=embedded,
+            look=look if self.recorder is not None and not layer else None,
+            spell=spell if self.processor is not None else None,
         )
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:

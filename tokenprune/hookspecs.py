@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pluggy
 
-from .interfaces import Adapter, Merger, Scheduler, Scorer
+from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer
 
 hookspec = pluggy.HookspecMarker("tokenprune")
 hookimpl = pluggy.HookimplMarker("tokenprune")
@@ -34,6 +34,12 @@ def tokenprune_adapters() -> dict[str, type[Adapter]]:
 @hookspec
 def tokenprune_mergers() -> dict[str, Merger]:
     """Mergers by the name used in recipes."""
+    raise NotImplementedError
+
+
+@hookspec
+def tokenprune_calibrations() -> dict[str, Calibration]:
+    """Functions that measure a recipe on a model, by the name of their method."""
     raise NotImplementedError
 
 

@@ -1,14 +1,16 @@
-"""The three interfaces of tokenprune, and the type of a merger. Everything else is built from these."""
+"""The three interfaces of tokenprune, and the types of mergers and calibrations. All else is built from these."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .tower import Block, TowerBlock
 from .values import Seen, Shape
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -20,6 +22,11 @@ class Scorer(ABC):
 
     No batch axis, no padding, no hooks. Raise ValueError in `__post_init__` for values that make no sense.
     """
+
+    @property
+    def tower(self) -> tuple[Block, ...]:
+        """Blocks of the vision tower whose states `score` asks `seen.tower` for; only these are recorded."""
+        return ()
 
     @abstractmethod
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
@@ -81,6 +88,10 @@ class Adapter(ABC):
         """RoPE with the tables (`r dh`) of these rows."""
 
     @abstractmethod
+    def norm(self, decoder: nn.Module, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
+        """The decoder's final norm."""
+
+    @abstractmethod
     def rotary(self, decoder: nn.Module, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
         """Rotary tables for new positions, or None if the family's positions cannot be renumbered (M-RoPE)."""
 
@@ -98,6 +109,76 @@ class Adapter(ABC):
         the model saw of it; NaN where a token has no place in a picture. None if this family cannot tell yet.
         """
 
+    def tower(self) -> TowerAdapter | None:
+        """Who knows this family's vision tower; None if its states cannot be read."""
+        return None
+
+
+class TowerAdapter(ABC):
+    """Knows one family's vision tower: answers questions about modules and rows, decides nothing.
+
+    A run of the tower gives rows; the projector turns them into the rows that become visual tokens.
+    """
+
+    @abstractmethod
+    def towers(self, base: nn.Module) -> list[nn.Module]:
+        """The modules that pictures or videos go through."""
+
+    @abstractmethod
+    def projector(self, base: nn.Module) -> nn.Module:
+        """The module whose output rows become visual tokens, possibly in another order; it runs once per tower run."""
+
+    @abstractmethod
+    def added(self, base: nn.Module) -> Float[Tensor, "m d"] | None:
+        """Rows that the model puts between those of the projector, or None."""
+
+    @abstractmethod
+    def blocks(self, tower: nn.Module) -> list[nn.Module]:
+        """Tower blocks, first to last."""
+
+    @abstractmethod
+    def features(self, config: Any, depth: int) -> int:
+        """The number of the block whose output the projector gets."""
+
+    @abstractmethod
+    def projections(self, block: nn.Module) -> Mapping[str, nn.Module]:
+        """The linear layers that `read` wants the outputs of, by names of its own."""
+
+    @abstractmethod
+    def read(self, tower: nn.Module, block: nn.Module, run: BlockRun) -> TowerBlock:
+        """What a block computed, from what was seen of it."""
+
+    @abstractmethod
+    def sources(self, projected: tuple[int, ...], rows: int) -> Int[Tensor, "m u"]:
+        """The tower rows behind each of the projector's `m` output rows (of this shape), given how many there are."""
+
+    @abstractmethod
+    def places(self, tower: nn.Module, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
+        """Picture, row and column of each of the projector's output rows, counted in such rows; -1: no such place."""
+
+
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Arguments of a module's forward, by position and by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRun:
+    """What was seen of one tower block: its call, its output and those of its projections. References, no copies."""
+
+    call: Call
+    output: Tensor
+    projected: Mapping[str, Tensor]
+
 
 Merger = Callable[[Float[Tensor, "n d"], Int[Tensor, "k"], Seen], Float[Tensor, "n d"]]
-"""`merge(hidden, kept, seen)`: the same n rows with the dropped tokens folded into the kept ones."""
+"""`merge(hidden, kept, seen)`: the same n rows with the dropped tokens folded into the kept ones. `seen.scores`
+is what the scorer gave. A function that reads tower states names their blocks in an attribute `tower`, as scorers do.
+"""
+
+Calibration = Callable[..., dict[str, Any]]
+"""`fit(model, prompts, **settings)`: a recipe as in YAML, measured on `prompts`, an iterable of model inputs."""
+
+
+def reads(merger: Merger | None) -> tuple[Block, ...]:
+    """The tower blocks that a merger reads."""
+    return tuple(getattr(merger, "tower", ()))

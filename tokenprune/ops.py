@@ -5,6 +5,8 @@ Letters: `n` visual tokens, `p` prompt columns, `H`/`h` query/kv heads, `dh` hea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -109,25 +111,90 @@ def attention_rows(
     return torch.cat([before, logits], dim=-1).softmax(-1)[..., before.shape[-1] :]
 
 
+def stretch_attention(
+    queries: Float[Tensor, "H r dh"],
+    keys: Float[Tensor, "H r dh"],
+    lengths: Sequence[int],
+    scaling: float,
+    first_only: bool = False,
+    room: int = 1 << 24,
+) -> Float[Tensor, "r"]:
+    """Attention that each row gets from the rows of its own stretch (or the first one only), averaged over heads.
+
+    Attention is not causal and stays inside stretches of the given lengths, one after the other. Probabilities are
+    summed over the asking rows, float32 or better. At most about `room` of them exist at a time.
+    """
+    heads, r = queries.shape[:2]
+    precise = torch.promote_types(queries.dtype, torch.float32)
+    got = torch.zeros(r, dtype=precise, device=queries.device)
+    starts: dict[int, list[int]] = {}
+    for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+        starts.setdefault(length, []).append(start)
+    for length, begins in starts.items():
+        asking = 1 if first_only else length
+        together = max(1, room // (heads * length * asking))  # stretches
+        step = max(1, room // (heads * length))  # asking rows, where one stretch is too much
+        for i in range(0, len(begins), together):
+            begin = torch.tensor(begins[i : i + together], device=queries.device)
+            at = begin[:, None] + torch.arange(length, device=queries.device)  # stretches x length
+            every = keys[:, at].mT
+            total = torch.zeros(at.shape, dtype=precise, device=queries.device)
+            for j in range(0, asking, step):
+                logits = queries[:, at[:, j : min(j + step, asking)]] @ every
+                total += (logits.to(precise) * scaling).softmax(-1).sum(-2).mean(0)
+            got[at] = total
+    return got
+
+
+def row_hashes(rows: Float[Tensor, "n w"]) -> Int[Tensor, "n"]:
+    """A 64-bit number per row that depends on its bits and nothing else: equal rows have equal ones."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]
+    odd = _mix(torch.arange(1, rows.shape[1] + 1, device=rows.device)) | 1
+    return _mix((rows.contiguous().view(whole).long() * odd).sum(-1))
+
+
+def find_equal(wanted: Int[Tensor, "n"], among: Int[Tensor, "m"]) -> Int[Tensor, "n"]:
+    """The place of each wanted number, -1 where there is none. The k-th of equal ones goes to the k-th place."""
+    if not len(among):
+        return torch.full_like(wanted, -1)
+    sorted_among, order = among.sort(stable=True)
+    first, after = (torch.searchsorted(sorted_among, wanted, right=right) for right in (False, True))
+    sorted_wanted, back = wanted.sort(stable=True)
+    rank = torch.empty_like(wanted)
+    rank[back] = torch.arange(len(wanted), device=wanted.device) - torch.searchsorted(sorted_wanted, sorted_wanted)
+    at = torch.minimum(first + rank, after - 1)
+    return torch.where(after > first, order[at.clamp_min(0)], -1)
+
+
 def farthest_first(features: Float[Tensor, "n d"], keep: int) -> Int[Tensor, "k"]:
     """Greedy max-min selection on cosine distance, in the order picked (DivPrune, arXiv 2503.02175).
 
     The first pick is the token whose nearest other token is farthest; ties go to the lower column. One n x n matrix,
-    then a running minimum: O(n^2 d + n k) time, O(n^2) memory.
+    then a running maximum of similarity: O(n^2 d + n k) time, O(n^2) memory.
     """
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    distance = 1 - unit @ unit.T
-    nearest = distance + torch.diag(distance.new_full((len(distance),), float("inf")))
+    likeness = cosines(features).fill_diagonal_(float("-inf"))
     picked = torch.empty(keep, dtype=torch.long, device=features.device)
-    gap = nearest.amin(0)  # of the empty selection: distance to the nearest other token
-    taken = torch.zeros_like(gap, dtype=torch.bool)
+    nearest = likeness.amax(0)  # of the empty selection: likeness to the nearest other token
     for i in range(keep):
-        pick = gap.masked_fill(taken, float("-inf")).argmax(0, keepdim=True)  # one element: a number would be a sync
+        pick = nearest.argmin(0, keepdim=True)  # one element: a number would be a sync
         picked[i : i + 1] = pick
-        taken.index_fill_(0, pick, True)
-        row = distance.index_select(0, pick)[0]
-        gap = row if i == 0 else torch.minimum(gap, row)
+        row = likeness.index_select(0, pick)[0]
+        nearest = row if i == 0 else torch.maximum(nearest, row)
+        nearest.index_fill_(0, pick, float("inf"))  # taken, for good
     return picked
+
+
+def cosines(features: Float[Tensor, "n d"], block: int = 480) -> Float[Tensor, "n n"]:
+    """Cosine similarity of all pairs, float32. Half of a symmetric matrix, then mirrored: exactly symmetric."""
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    n = len(unit)
+    found = unit.new_empty(n, n)
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        part = unit[start:stop] @ unit[start:].T
+        found[start:stop, start:] = part
+        found[stop:, start:stop] = part[:, stop - start :].T
+    return found
 
 
 def rank_scores(order: Int[Tensor, "k"], n: int) -> Float[Tensor, "n"]:

@@ -20,7 +20,7 @@ from .interfaces import Adapter, Scheduler, Scorer
 
 DISTRIBUTION = "tokenprune-mllm"
 GROUP = "tokenprune"
-KINDS = ("scorer", "scheduler", "adapter", "merger", "recipe")
+KINDS = ("scorer", "scheduler", "adapter", "merger", "calibration", "recipe")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _unfit(kind: str, name: Any, thing: Any) -> str | None:
         return "needs a string for a name"
     if kind == "recipe":
         return None if isinstance(thing, Path) and thing.is_file() else f"must be the path of a file, got {thing!r}"
-    if kind == "merger":
+    if kind in ("merger", "calibration"):
         return None if callable(thing) else f"must be a function, got {thing!r}"
     base = {"scorer": Scorer, "scheduler": Scheduler, "adapter": Adapter}[kind]
     if not (isinstance(thing, type) and issubclass(thing, base)):

@@ -15,6 +15,7 @@ from .values import (
     Shape,
     check_budget,
     check_layer,
+    fraction,
     kept_for_average,
     resolve_budget,
     resolve_layer,
@@ -86,6 +87,43 @@ class Ecl(Scheduler):
         if shape.ecl is None:
             raise LayerError("the Entropy Collapse Layer is not known yet: run `tokenprune calibrate` or give a layer")
         return _once(resolve_layer(shape.ecl, shape.depth), self.keep, self.average, shape)
+
+
+@dataclass(frozen=True)
+class Table(Scheduler):
+    """Prune in several steps of any size.
+
+    Args:
+        layers: where, as in `fixed`. A fraction above zero is one block at least and leaves one; where steps fall on
+            one block, as they do in shallow models, the last one counts.
+        keep: tokens or share left after each step.
+    """
+
+    layers: tuple[Layer, ...]
+    keep: tuple[Budget, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers or len(self.layers) != len(self.keep):
+            raise ValueError(f"give as many budgets as layers, got {len(self.layers)} layers and {len(self.keep)} keep")
+        for layer in self.layers:
+            check_layer(layer)
+        for keep in self.keep:
+            check_budget(keep)
+
+    def plan(self, shape: Shape) -> dict[int, int]:
+        plan, left, last = {}, shape.visual, -1
+        for layer, keep in zip(self.layers, self.keep, strict=True):
+            if isinstance(layer, str) and fraction(layer) > 0:
+                nearest = int(fraction(layer) * shape.depth + Fraction(1, 2))
+                at = min(max(nearest, 1), shape.depth - 1)
+            else:
+                at = resolve_layer(layer, shape.depth)
+            if at < last:
+                raise LayerError(f"table layers {list(self.layers)} must ascend: {layer} comes before block {last}")
+            last, kept = at, resolve_budget(keep, shape.visual)
+            if kept < left:
+                plan[at] = left = kept
+        return plan
 
 
 @dataclass(frozen=True)

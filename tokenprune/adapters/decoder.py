@@ -44,6 +44,9 @@ class LlamaStyleAdapter(Adapter):
         first, second = states.chunk(2, dim=-1)
         return states * cos + torch.cat((-second, first), dim=-1) * sin
 
+    def norm(self, decoder: Any, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
+        return decoder.norm(hidden)
+
     def rotary(self, decoder: Any, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
         return decoder.rotary_emb(hidden, position_ids=positions)
 

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..interfaces import TowerAdapter
 from .decoder import LlamaStyleAdapter, grid_boxes
+from .towers import ClipTower
 
 
 class LlavaAdapter(LlamaStyleAdapter):
@@ -20,3 +22,6 @@ class LlavaAdapter(LlamaStyleAdapter):
         side = config.vision_config.image_size // config.vision_config.patch_size
         pictures, rest = divmod(n, side * side)
         return None if rest else grid_boxes(pictures, side, side).to(torch.float)
+
+    def tower(self) -> TowerAdapter:
+        return ClipTower()

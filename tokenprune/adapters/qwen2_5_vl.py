@@ -7,8 +7,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from ..interfaces import RotaryTables
+from ..interfaces import RotaryTables, TowerAdapter
 from .decoder import LlamaStyleAdapter
+from .towers import WindowTower
 
 
 class Qwen2_5VLAdapter(LlamaStyleAdapter):
@@ -19,3 +20,6 @@ class Qwen2_5VLAdapter(LlamaStyleAdapter):
 
     def rotary(self, decoder: Any, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
         return None
+
+    def tower(self) -> TowerAdapter:
+        return WindowTower()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ..interfaces import TowerAdapter
 from .decoder import LlamaStyleAdapter
+from .towers import TwoTowers
 
 
 class VideoLlavaAdapter(LlamaStyleAdapter):
@@ -10,3 +12,6 @@ class VideoLlavaAdapter(LlamaStyleAdapter):
 
     model_types = ("video_llava",)
     placeholders = ("image_token_id", "video_token_id")
+
+    def tower(self) -> TowerAdapter:
+        return TwoTowers()

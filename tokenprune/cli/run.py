@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import statistics
 import sys
 import time
@@ -21,6 +23,8 @@ from rich.table import Table
 from ..analysis import ecl as layers
 from ..api import Pruning, prune
 from ..budget import read
+from ..errors import TokenpruneError, UnknownNameError
+from ..interfaces import Calibration
 from ..loading import DTYPES, Loaded, load_model
 from ..media import pictures, read_image, read_video
 from ..pico import scenes
@@ -86,15 +90,24 @@ def generate(
 
 def calibrate(
     model: ModelArgument,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings of the method such as eta=0.001.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="ecl, or the method whose recipe is fitted: fitprune, vtw, ...")] = "ecl",
     images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A folder of pictures.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Use at most this many pictures.")] = 32,
     prompt: Annotated[str, typer.Option(help="The question asked about each.")] = "Describe the picture.",
-    output: Annotated[Path | None, typer.Option(help="Write YAML in the form of configs/ecl/.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write YAML: as in configs/ecl/, or a recipe.")] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Find a model's Entropy Collapse Layer on a folder of pictures and remember it for exactly these weights."""
+    """Find a model's Entropy Collapse Layer on a folder of pictures and remember it for exactly these weights.
+
+    With a method, fit its recipe to the model instead, and print it: `--output mine.yaml` makes it `-r mine.yaml`.
+    """
+    fit = None if method == "ecl" else _calibration(method)
+    given = _given(method, fit, settings or [])
     if images is None and model != "pico":
         raise typer.BadParameter("give a folder of pictures (only pico can draw its own)", param_hint="--images")
     if images is not None:
@@ -102,10 +115,22 @@ def calibrate(
     else:
         shown = [scene.picture for scene, _ in zip(scenes.held_out(0), range(limit), strict=False)]
     loaded = load_model(model, attn, _dtype(dtype), device)
+    prompts = (
+        loaded.inputs(prompt, [picture])
+        for picture in track(shown, description="pictures", console=Console(stderr=True))
+    )
+    if fit is not None:
+        try:
+            text = yaml.safe_dump(fit(loaded.model, prompts, **given), sort_keys=False, width=100)
+        except (ValueError, TypeError) as error:
+            raise TokenpruneError(f"calibration {method!r}: {error}") from error
+        print(text, end="")
+        if output is not None:
+            _write(output, text)
+        return
     adapter = registry().adapter(loaded.model.config)
     profiles = []
-    for picture in track(shown, description="prefills", console=Console(stderr=True)):
-        inputs = loaded.inputs(prompt, [picture])
+    for inputs in prompts:
         visual = adapter.visual(loaded.model.config, inputs["input_ids"])
         decoder = adapter.decoder(adapter.base(loaded.model))
         profiles.append(layers.layer_entropies(adapter, decoder, visual, lambda i=inputs: loaded.model(**i)))  # type: ignore[misc]
@@ -123,7 +148,35 @@ def calibrate(
     print(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
     if output is not None:
         entry = {"depth": len(means), "layer": layer, "models": [Path(model).name]}
-        output.write_text(yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
+        _write(output, yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
+
+
+def _calibration(method: str) -> Calibration:
+    known = registry().entries["calibration"]
+    if method not in known:
+        raise UnknownNameError("calibration", method, ["ecl", *known])
+    return known[method].thing
+
+
+def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, Any]:
+    """Settings of a calibration from `a=b` lines."""
+    known = list(inspect.signature(fit).parameters)[2:] if fit is not None else []
+    given = {}
+    for line in lines:
+        key, equals, value = line.partition("=")
+        if not equals or key not in known:
+            raise typer.BadParameter(
+                f"{line!r}: {method} has {', '.join(known) or 'no settings'}", param_hint="SETTINGS"
+            )
+        given[key] = yaml.safe_load(value)
+    return given
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    new.write_text(text)
+    os.replace(new, path)
 
 
 def demo(

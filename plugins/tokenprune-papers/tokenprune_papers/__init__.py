@@ -4,7 +4,50 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune import hookimpl
+from tokenprune import Calibration, Merger, Scorer, hookimpl
+
+from . import dart, fitprune, sparsevlm, vtw
+from .cdpruner import CDPruner
+from .hiprune import HiPrune
+from .holov import HoloV
+from .mergers import contextual, neighbours
+from .prumerge import PruMerge
+from .visionzip import VisionZip
+from .vispruner import VisPruner
+from .vscan import VScan
+
+
+@hookimpl
+def tokenprune_scorers() -> dict[str, type[Scorer]]:
+    return {
+        "cdpruner": CDPruner,
+        "dart": dart.Dart,
+        "fitprune": fitprune.FitPrune,
+        "hiprune": HiPrune,
+        "holov": HoloV,
+        "prumerge": PruMerge,
+        "sparsevlm": sparsevlm.SparseVLM,
+        "visionzip": VisionZip,
+        "vispruner": VisPruner,
+        "vscan": VScan,
+    }
+
+
+@hookimpl
+def tokenprune_mergers() -> dict[str, Merger]:
+    return {
+        "contextual": contextual,
+        "neighbours": neighbours,
+        "recycle": sparsevlm.recycle,
+    }
+
+
+@hookimpl
+def tokenprune_calibrations() -> dict[str, Calibration]:
+    return {
+        "fitprune": fitprune.calibrate,
+        "vtw": vtw.calibrate,
+    }
 
 
 @hookimpl

@@ -1,0 +1,131 @@
+"""What each registered scorer costs: median milliseconds for 576 and 2880 visual tokens, and their share of a prefill.
+
+    python benchmarks/scorers.py
+
+Random states in the geometry of benchmarks/prefill.py's model, whose unpruned prefill is measured in the same process;
+a third of the tokens stay of 576, 640 of 2880. `--width 4096 --depth 32 --head 128` is LLaVA-1.5-7B (16 bit, a GPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from prefill import IMAGE, VISUAL, build
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tokenprune import Seen
+from tokenprune.registry import registry
+
+SIZES = {576: 192, 2880: 640}
+"""Visual tokens, and how many of them stay."""
+
+
+def median_ms(run: Callable[[], object], times: int) -> float:
+    """Of `times` runs after one that warms up."""
+    sync: Callable[[], object] = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    found = []
+    for _ in range(times + 1):
+        sync()
+        start = time.perf_counter()
+        run()
+        sync()
+        found.append(1000 * (time.perf_counter() - start))
+    return statistics.median(found[1:])
+
+
+def shown(n: int, keep: int, text: int, width: int, head: int, dtype: torch.dtype) -> Callable[[], Seen]:
+    """Makes a prompt of n visual tokens and some text at layer 2, all states random; nothing in it is cached yet."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    p, heads = n + text, width // head
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device, dtype=dtype)
+
+    given = {name: rand(heads, p, head) for name in ("queries", "keys", "values")}
+    states, embeddings = rand(p, width), rand(p, width)
+    visual = torch.arange(5, 5 + n, device=device)
+    angles = torch.arange(p, device=device)[:, None] * 10000.0 ** (-torch.arange(0, head, 2, device=device) / head)
+    cos, sin = (table.repeat(1, 2).to(dtype) for table in (angles.cos(), angles.sin()))
+
+    def rotate(states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        first, second = states.chunk(2, dim=-1)
+        c, s = (cos, sin) if rows is None else (cos[rows], sin[rows])
+        return states * c + torch.cat((-second, first), dim=-1) * s
+
+    return lambda: Seen(
+        layer=2,
+        keep=keep,
+        ids=torch.arange(p, device=device),
+        columns=visual,
+        visual=visual,
+        question=text - 5,
+        states=states,
+        previous=lambda name, rows: given[name] if rows is None else given[name][:, rows],
+        rotate=rotate,
+        scaling=head**-0.5,
+        norm=lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]),
+        embedded=lambda: (embeddings, visual),
+    )
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure, print a table, and write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", help="names of scorers; all by default")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--depth", type=int, default=16)
+    parser.add_argument("--head", type=int, default=64, help="head size of the scored states")
+    parser.add_argument("--text", type=int, default=60)
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    model = build(args.width, args.depth, 32000, tower=False, dtype=dtype)
+    prefill = {}
+    for n in SIZES:
+        ids = torch.randint(10, 32000, (1, n + args.text))
+        ids[:, 5 : 5 + n] = IMAGE
+        pixels = torch.randn(n // VISUAL, 3, 336, 336, dtype=dtype).to(model.device)
+        inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "pixel_values": pixels}
+        prefill[n] = median_ms(lambda inputs=inputs: model(**inputs, logits_to_keep=1), min(args.times, 3))
+    rows: dict[str, dict[str, float]] = {}
+    scorers = {name: entry.thing for name, entry in registry().entries["scorer"].items()}
+    for name in track(args.only or scorers, description="scorers", console=Console(stderr=True)):
+        rows[name] = {}
+        for n, keep in SIZES.items():
+            make = shown(n, keep, args.text, args.width, args.head, dtype)
+            try:
+                ms = median_ms(lambda make=make, name=name: scorers[name]().score(make()), args.times)
+            except Exception as error:  # it reads what a decoder does not have
+                Console(stderr=True).print(f"{name} is left out: {error}")
+                break
+            rows[name][f"ms_{n}"], rows[name][f"share_{n}"] = ms, ms / prefill[n]
+    heads = [f"{what} {n}" for n in SIZES for what in ("ms at", "of the prefill at")]
+    table = Table("scorer", *heads, caption="prefill: " + ", ".join(f"{ms:.0f} ms at {n}" for n, ms in prefill.items()))
+    for name, row in rows.items():
+        if row:
+            cells = [f"{row[f'ms_{n}']:.1f}|{row[f'share_{n}']:.2%}".split("|") for n in SIZES]
+            table.add_row(name, *(cell for pair in cells for cell in pair))
+    Console(width=100).print(table)
+    if args.json:
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"settings": settings, "prefill_ms": prefill, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
