@@ -25,6 +25,25 @@ def write(path: Path, content: str | bytes) -> None:
         raise TokenpruneError(f"cannot write {path}: {error.strerror or error}. Give a place that can be") from error
 
 
+def write_json(path: Path, content: Any) -> None:
+    """`content` as JSON, in the same way."""
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None if there is none, or none that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 class Rows:
     """Finished parts of a long measurement, a JSON line each, so that a killed run goes on where it was.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +29,20 @@ class Loaded:
         self, question: str, images: Sequence[Image.Image] = (), videos: Sequence[np.ndarray] = ()
     ) -> dict[str, torch.Tensor]:
         """Model inputs of one question, through the processor's chat template, on the model's device."""
-        content = [{"type": "image"}] * len(images) + [{"type": "video"}] * len(videos)
-        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        text = self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        text = self.chat(question, len(images), len(videos))
         media = {**({"images": list(images)} if images else {}), **({"videos": list(videos)} if videos else {})}
         batch = self.processor(text=text, return_tensors="pt", **media)
         return dict(batch.to(self.model.device))
 
+    def chat(self, question: str, images: int = 0, videos: int = 0) -> str:
+        """The text of a question about so many pictures and videos, by the processor's chat template."""
+        content = [{"type": "image"}] * images + [{"type": "video"}] * videos
+        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        return str(self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+
     def first_token(self, question: str, answer: str, images: int = 1) -> int:
         """The token that begins an answer, as the chat template goes on after the question."""
-        content = [*[{"type": "image"}] * images, {"type": "text", "text": question}]
-        user = {"role": "user", "content": content}
+        user = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
         assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         render, tokenizer = self.processor.apply_chat_template, self.processor.tokenizer
         asked = tokenizer(render([user], add_generation_prompt=True, tokenize=False)).input_ids
@@ -56,6 +60,23 @@ class Loaded:
             out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = out[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+
+def encode(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Pictures and videos encoded, as `generate` does before its prefill: one more input, beside `without_pixels`."""
+    encoded = {}
+    for kind in ("image", "video"):
+        encoder = getattr(model.base_model, f"get_{kind}_features", None)
+        names = inspect.signature(encoder).parameters if encoder is not None else ()
+        given = {name: inputs[name] for name in names if name in inputs}
+        if encoder is not None and any(name.startswith("pixel_values") for name in given):
+            encoded[kind] = encoder(**given, return_dict=True)
+    return {"mm_encoder_outputs": encoded}
+
+
+def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of the decoder."""
+    return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
 
 
 def load_model(name: str, attention: str | None = None, dtype: str = "auto", device: str | None = None) -> Loaded:

@@ -180,10 +180,12 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
         try:
             setting = yaml.safe_load(value)
             parent, _, last = key.rpartition(".")
-            if parent.endswith(".schedule") and last in BUDGETS and setting is not None:
-                schedule = OmegaConf.select(config, parent)
-                for other in BUDGETS if OmegaConf.is_dict(schedule) else ():
+            schedule: Any = OmegaConf.select(config, parent) if parent.endswith(".schedule") else None
+            if OmegaConf.is_dict(schedule) and setting is not None:
+                for other in BUDGETS if last in BUDGETS else ():
                     schedule.pop(other, None)
+                if last == "layer" and schedule.get("name") == "ecl":
+                    schedule["name"] = "fixed"  # the same, with its layer said
             OmegaConf.update(config, key, setting, merge=False, force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
             problems.append(f"override {line!r}: {(str(error).strip().splitlines() or ['not readable'])[0]}")
