@@ -14,6 +14,7 @@ LEVELS = [
     {"builtin", "registry"},
     {"recipe", "prompt", "cache", "parallel", "inputs", "engine", "flops", "analysis", "report", "overlay"},
     {"api", "media", "loading", "pico"},
+    {"evaluation"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

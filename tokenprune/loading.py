@@ -30,9 +30,19 @@ class Loaded:
         """Model inputs of one question, through the processor's chat template, on the model's device."""
         content = [{"type": "image"}] * len(images) + [{"type": "video"}] * len(videos)
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        text = self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        return self.batch([[message]], images, videos)
+
+    def batch(
+        self,
+        talks: Sequence[Sequence[dict[str, Any]]],
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[np.ndarray] = (),
+    ) -> dict[str, torch.Tensor]:
+        """Model inputs of several conversations, left-padded; `images` and `videos` are those of all, in order."""
+        texts = [self.processor.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in talks]
         media = {**({"images": list(images)} if images else {}), **({"videos": list(videos)} if videos else {})}
-        batch = self.processor(text=text, return_tensors="pt", **media)
+        more = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+        batch = self.processor(text=texts, return_tensors="pt", **more, **media)
         return dict(batch.to(self.model.device))
 
     def answer(self, inputs: dict[str, torch.Tensor], max_new_tokens: int = 64) -> str:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
-from . import catalog, run
+from . import catalog, evaluate, run
 
 app = typer.Typer(
     help="Visual token pruning for multimodal LLMs on stock transformers.",
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 for command in (catalog.ls, catalog.show, catalog.check, catalog.explain, run.generate, run.calibrate, run.demo):
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 
 
 @app.callback()
