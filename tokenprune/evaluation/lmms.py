@@ -138,7 +138,6 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
         groups: dict[str, list[int]] = {}  # one batch, one way to generate
         for at, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[2], sort_keys=True, default=str), []).append(at)
-        size = self.batch_size
         batches = [
             group[at : at + self.batch_size]
             for group in groups.values()
