@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import runpy
 import socket
 import subprocess
@@ -207,6 +206,8 @@ def test_inside_lmms_evals_command_a_failure_ends_the_process(
     with pytest.raises(SystemExit) as done:
         ran(folder, made_there)
     assert "out of ideas" in str(done.value.code)
+    with pytest.raises(SystemExit, match="compares likelihoods"):
+        made_there.loglikelihood([])
     with pytest.raises(SystemExit, match="no recipe 'entropyprun'"):
         TokenpruneHf.create_from_arg_string("pretrained=pico,recipe=entropyprun")
 

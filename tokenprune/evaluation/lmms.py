@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -121,11 +121,11 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not available."""
-        raise NotImplementedError("tokenprune_hf generates answers; choose tasks of output_type generate_until")
+        return self._refuse("compares likelihoods")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not available."""
-        raise NotImplementedError("tokenprune_hf answers one round; choose tasks of output_type generate_until")
+        return self._refuse("asks several rounds")
 
     def clean(self) -> None:
         """Give the model's memory back, to a judge say; lmms-eval calls it after the last answer."""
@@ -133,6 +133,10 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
             self._pruning.remove()
         self._pruning = self._loaded = None
         super().clean()
+
+    def _refuse(self, what: str) -> NoReturn:
+        with _ends_process() if self._ends_process else nullcontext():
+            raise TokenpruneError(f"this task {what}; tokenprune_hf takes tasks of output_type generate_until only")
 
     def _generate(self, requests: Sequence[Any]) -> list[GenerationResult]:
         groups: dict[str, list[int]] = {}  # one batch, one way to generate
@@ -172,20 +176,19 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
             output = self._loaded.model.generate(**inputs, **_generation(settings))
         new = output[:, inputs["input_ids"].shape[1] :]
         texts = self._loaded.processor.batch_decode(new, skip_special_tokens=True)
-        counts = self._counts(inputs, new, _beams(settings))
+        counts = self._counts(self._loaded, inputs, new, _beams(settings))
         return [
             GenerationResult(text=_until(text, settings), token_counts=count)
             for text, count in zip(texts, counts, strict=True)
         ]
 
-    def _counts(self, inputs: Mapping[str, torch.Tensor], new: torch.Tensor, beams: int) -> list[Kept]:
+    def _counts(self, loaded: Loaded, inputs: Mapping[str, torch.Tensor], new: torch.Tensor, beams: int) -> list[Kept]:
         """Of each row; its state is the first of its beams."""
-        assert_loaded: Any = self._loaded
         ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
         given = mask.sum(1).tolist()
-        visual = (self._adapter.visual(assert_loaded.model.config, ids) & mask).sum(1).tolist()
-        tokenizer = assert_loaded.processor.tokenizer
-        written = (new != tokenizer.pad_token_id).sum(1).tolist()
+        visual = (self._adapter.visual(loaded.model.config, ids) & mask).sum(1).tolist()
+        pad = loaded.processor.tokenizer.pad_token_id
+        written = (new != (-1 if pad is None else pad)).sum(1).tolist()
         report = self._pruning.report() if self._pruning is not None else None
         counts = []
         for row, n in enumerate(visual):

@@ -71,7 +71,9 @@ def evaluate(
     )
     if results is None:
         return None
-    samples = results.pop("samples")
+    samples = {  # processes hand theirs over one after the other
+        task: sorted(lines, key=lambda line: int(line["doc_id"])) for task, lines in results.pop("samples").items()
+    }
     visual = {task: _visual(lines) for task, lines in samples.items()}
     results["tokenprune"] = {**(about or {}), "tasks": list(tasks), "limit": limit, "visual": visual}
     for task, lines in samples.items():
