@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "tokenprune"
 LEVELS = [
-    {"errors", "values", "budget", "tower", "interfaces", "ops", "hookspecs"},
+    {"errors", "files", "values", "budget", "tower", "interfaces", "ops", "hookspecs"},
     {"scorers", "schedules", "adapters", "mergers"},
     {"builtin", "registry"},
     {"recipe", "prompt", "cache", "parallel", "inputs", "recorder", "engine", "flops", "analysis", "report", "overlay"},

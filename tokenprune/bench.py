@@ -6,6 +6,7 @@ a GPU. FLOPs are said by formula and counted by torch; the time inside scorers i
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
-from . import plots
+from .analysis import plots
 from .api import Pruning, prune
 from .errors import TokenpruneError
-from .files import markdown, write, write_json
+from .files import markdown, write
 from .flops import MIB, Geometry
 from .interfaces import Scheduler, Scorer
 from .loading import encode, without_pixels
@@ -405,26 +406,23 @@ known on GPUs. Answers have {new_tokens} tokens, whatever they say.
 """
 
 
-def save(found: Sequence[Measured], folder: Path, settings: Mapping[str, Any], plotted: bool = True) -> list[Path]:
-    """JSON, Markdown, and unless told not to a picture; returns what was written."""
+def save(found: Sequence[Measured], folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """JSON, Markdown and a picture; returns what was written."""
     rows = [{**asdict(one), "plan": {str(layer): kept for layer, kept in one.plan.items()}} for one in found]
-    write_json(folder / "bench.json", {"settings": dict(settings), "rows": rows})
     listed = "".join(f"- {key}: {value}\n" for key, value in settings.items() if value is not None)
     notes = NOTES.format(**settings)
-    write(folder / "bench.md", f"# {settings['model']}\n\n{listed}\n{markdown(HEADER, table(found))}{notes}")
-    written = [folder / "bench.json", folder / "bench.md"]
-    if plotted:
-        path = folder / "bench.png"
-        decode = [one.median("total_ms") - one.median("tower_ms") - one.median("prefill_ms") for one in found]
-        phases = {
-            "tower": [one.median("tower_ms") for one in found],
-            "prefill": [one.median("prefill_ms") for one in found],
-            f"decode, {settings['new_tokens']} tokens": decode,
-        }
-        beside = {
-            "measured": [(i, one.speed_up) for i, one in enumerate(found)],
-            "bound of the FLOPs": [(i, one.bound) for i, one in enumerate(found)],
-        }
-        plots.bars(path, [one.name for one in found], phases, beside, str(settings["model"]))
-        written.append(path)
-    return written
+    phases = {
+        "tower": [one.median("tower_ms") for one in found],
+        "prefill": [one.median("prefill_ms") for one in found],
+        "decode": [one.median("decode_ms_per_token") * (settings["new_tokens"] - 1) for one in found],
+    }
+    ratios = {"measured": [one.speed_up for one in found], "bound of the FLOPs": [one.bound for one in found]}
+    labels = (f"milliseconds, {settings['new_tokens']} tokens", "prefill, times as fast as unpruned")
+    results: dict[str, str | bytes] = {
+        "bench.json": json.dumps({"settings": dict(settings), "rows": rows}, indent=1) + "\n",
+        "bench.md": f"# {settings['model']}\n\n{listed}\n{markdown(HEADER, table(found))}{notes}",
+        "bench.png": plots.bars([one.name for one in found], phases, ratios, labels, str(settings["model"])),
+    }
+    for name, content in results.items():
+        write(folder / name, content)
+    return [folder / name for name in results]

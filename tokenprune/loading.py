@@ -40,6 +40,21 @@ class Loaded:
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
         return str(self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
 
+    def first_token(self, question: str, answer: str, images: int = 1) -> int:
+        """The token that begins an answer, as the chat template goes on after the question."""
+        content = [*[{"type": "image"}] * images, {"type": "text", "text": question}]
+        user = {"role": "user", "content": content}
+        assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        render, tokenizer = self.processor.apply_chat_template, self.processor.tokenizer
+        asked = tokenizer(render([user], add_generation_prompt=True, tokenize=False)).input_ids
+        told = tokenizer(render([user, assistant], tokenize=False)).input_ids
+        if told[: len(asked)] != asked or len(told) == len(asked):
+            raise TokenpruneError(
+                f"the chat template does not go on with the answer {answer!r} where the model begins to write: "
+                "its first token cannot be told"
+            )
+        return int(told[len(asked)])
+
     def answer(self, inputs: dict[str, torch.Tensor], max_new_tokens: int = 64) -> str:
         """Greedy answer, new text only."""
         with torch.inference_mode():

@@ -82,9 +82,14 @@ def token_entropy(
     return spectral_entropy(spectrum(rows), alpha, top_k).float()
 
 
+def layer_spectrum(states: Float[Tensor, "n w"]) -> Float[Tensor, "e"]:
+    """Eigenvalues of one layer's visual states, heads concatenated (arXiv 2602.17196, Eq. 1), ascending; sum 1."""
+    return spectrum(centred_rows(states.float()))
+
+
 def layer_entropy(states: Float[Tensor, "n w"]) -> Float[Tensor, ""]:
-    """Matrix entropy of one layer's visual states, heads concatenated (arXiv 2602.17196, Eq. 1 and 4), in nats."""
-    return spectral_entropy(spectrum(centred_rows(states.float())))
+    """Matrix entropy of one layer's visual states (Eq. 4), in nats."""
+    return spectral_entropy(layer_spectrum(states))
 
 
 def attention_rows(

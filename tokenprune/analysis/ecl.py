@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 import yaml
 from einops import rearrange
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .. import ops, parallel
+from .. import files, ops, parallel
 from ..builtin import configs
+from ..errors import TokenpruneError
 from ..interfaces import Adapter
 
 
@@ -32,6 +34,38 @@ def collapse(entropies: Sequence[float]) -> int:
 
 
 @torch.no_grad()
+def layer_spectra(
+    adapter: Adapter,
+    decoder: nn.Module,
+    visual: Bool[Tensor, "b s"],
+    run: Callable[[], object],
+    states: Sequence[str] = ("queries", "keys"),
+    ranks: parallel.Ranks | None = None,
+) -> dict[str, list[Float[Tensor, "e"]]]:
+    """Eigenvalues of the visual tokens' states in every block, ascending, while `run()` does one unpruned prefill.
+
+    Of the first prompt that has visual tokens; `states` are `queries`, `keys`. `ranks` add their heads.
+    """
+    row = int(visual.any(1).int().argmax())
+    columns = visual[row].nonzero()[:, 0]
+    found: dict[str, list[Tensor]] = {name: [] for name in states}
+    blocks = adapter.blocks(decoder)
+
+    def measure(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        mine = output[row, columns.to(output.device)]
+        if ranks is not None:
+            heads = ranks.all_heads(name, rearrange(mine, "n (h dh) -> h n dh", dh=adapter.head_size(blocks[0])))
+            mine = rearrange(heads, "h n dh -> n (h dh)")
+        found[name].append(ops.layer_spectrum(mine).cpu())
+
+    with ExitStack() as hooks:
+        for block in blocks:
+            for name in states:
+                hooks.callback(adapter.projections(block)[name].register_forward_hook(partial(measure, name)).remove)
+        run()
+    return found
+
+
 def layer_entropies(
     adapter: Adapter,
     decoder: nn.Module,
@@ -40,27 +74,9 @@ def layer_entropies(
     states: str = "queries",
     ranks: parallel.Ranks | None = None,
 ) -> list[float]:
-    """Matrix entropy of the visual tokens' states in every block, in nats, while `run()` does one unpruned prefill.
-
-    Of the first prompt that has visual tokens; `states` is `queries` or `keys`. `ranks` add their heads.
-    """
-    row = int(visual.any(1).int().argmax())
-    columns = visual[row].nonzero()[:, 0]
-    found: list[Tensor] = []
-    blocks = adapter.blocks(decoder)
-
-    def measure(module: nn.Module, args: Any, output: Tensor) -> None:
-        mine = output[row, columns.to(output.device)]
-        if ranks is not None:
-            heads = ranks.all_heads(states, rearrange(mine, "n (h dh) -> h n dh", dh=adapter.head_size(blocks[0])))
-            mine = rearrange(heads, "h n dh -> n (h dh)")
-        found.append(ops.layer_entropy(mine).cpu())
-
-    with ExitStack() as hooks:
-        for block in blocks:
-            hooks.callback(adapter.projections(block)[states].register_forward_hook(measure).remove)
-        run()
-    return [float(entropy) for entropy in found]
+    """Matrix entropy of the visual tokens' states in every block, in nats; arguments as in `layer_spectra`."""
+    spectra = layer_spectra(adapter, decoder, visual, run, (states,), ranks)[states]
+    return [float(ops.spectral_entropy(spectrum)) for spectrum in spectra]
 
 
 def known(model: Any, adapter: Adapter) -> int | None:
@@ -94,25 +110,22 @@ def remember(model: nn.Module, adapter: Adapter, entropies: Sequence[float]) -> 
     if path is None:
         return None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}.tmp")
-        new.write_text(json.dumps({"layer": collapse(entropies), "entropies": list(entropies)}))
-        os.replace(new, path)
-    except OSError:
+        files.write(path, json.dumps({"layer": collapse(entropies), "entropies": list(entropies)}))
+    except TokenpruneError:
         return None
     return path
 
 
 def _memory(model: Any, adapter: Adapter) -> Path | None:
     """Where the layer of exactly these weights is remembered; None if they cannot be told from others."""
-    fingerprint = _fingerprint(model, adapter)
-    if fingerprint is None:
+    mark = fingerprint(model, adapter)
+    if mark is None:
         return None
     root = os.environ.get("TOKENPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tokenprune"
-    return Path(root).expanduser() / "ecl" / f"{fingerprint}.json"
+    return Path(root).expanduser() / "ecl" / f"{mark}.json"
 
 
-def _fingerprint(model: Any, adapter: Adapter) -> str | None:
+def fingerprint(model: Any, adapter: Adapter) -> str | None:
     """Of the sizes and of some weights: the same model in another folder, dtype or attention is the same model.
 
     None if the weights cannot be read, because they are offloaded.

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
-from . import catalog, measure, run
+from . import analyse, catalog, measure, run
 
 app = typer.Typer(
     help="Visual token pruning for multimodal LLMs on stock transformers.",
@@ -16,7 +16,8 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(catalog.ls, catalog.show, catalog.check, catalog.explain),
-    *(run.generate, run.calibrate, run.demo, measure.bench, measure.sweep),
+    *(run.generate, run.calibrate, run.demo),
+    *(analyse.profile, analyse.horizon, measure.bench, measure.sweep),
 )
 for command in COMMANDS:
     app.command()(command)

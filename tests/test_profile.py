@@ -1,0 +1,290 @@
+"""`tokenprune profile`: entropies and spectra against float64, stability by seed, runs that go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from families import DEPTH, FAMILIES, ONE, inputs, model
+from PIL import Image
+from test_cli import run
+from test_ecl import explicit
+
+from tokenprune import files
+from tokenprune.analysis import ecl, profile
+from tokenprune.errors import LayerError, TokenpruneError
+from tokenprune.pico import scenes
+from tokenprune.registry import registry
+
+LAYERS = [1, 3, 6]
+
+
+def row(family: str) -> tuple[dict[str, Any], dict[str, list[torch.Tensor]]]:
+    """A profile's row of the tiny model, and the visual states of every block seen by hooks of our own."""
+    lm, given = model(family), inputs(family, ONE)
+    adapter = registry().adapter(lm.config)
+    decoder = adapter.decoder(adapter.base(lm))
+    visual = adapter.visual(lm.config, given["input_ids"])
+    seen: dict[str, list[torch.Tensor]] = {"queries": [], "keys": []}
+    handles = [
+        adapter.projections(block)[state].register_forward_hook(
+            lambda module, args, out, s=state: seen[s].append(out[0][visual[0]])
+        )
+        for block in adapter.blocks(decoder)
+        for state in seen
+    ]
+    with torch.no_grad():
+        lm(**given)
+    for handle in handles:
+        handle.remove()
+    before = [list(module._forward_hooks) for module in lm.modules()]
+    found = profile.row(adapter, decoder, visual, lambda: lm(**given), LAYERS)
+    assert [list(module._forward_hooks) for module in lm.modules()] == before
+    return found, seen
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_equals_the_explicit_computation(family: str) -> None:
+    """Entropies, and eigenvalues by the smaller Gram matrix: tokens here, fewer than queries are wide."""
+    found, seen = row(family)
+    assert found["tokens"] == len(seen["queries"][0])
+    for state, blocks in seen.items():
+        assert found["entropy"][state] == pytest.approx([explicit(states) for states in blocks], abs=1e-4)
+        assert list(found["spectra"][state]) == [str(layer) for layer in LAYERS]
+        for layer in LAYERS:
+            centred = blocks[layer - 1].double() - blocks[layer - 1].double().mean(0)
+            unit = centred / centred.norm(dim=1, keepdim=True)
+            wanted = torch.linalg.eigvalsh(unit.T @ unit / len(unit)).flip(0)
+            values = torch.tensor(found["spectra"][state][str(layer)], dtype=torch.float64)
+            assert torch.allclose(values, wanted[: len(values)], atol=1e-6)
+            assert float(values.sum()) == pytest.approx(1, abs=1e-5)
+            assert len(values) == min(unit.shape)
+            assert values.diff().max() <= 0
+
+
+CURVES = np.array([[5.0, 4.9, 2.0, 1.9], [5.0, 4.8, 2.1, 2.0], [5.0, 4.9, 2.2, 1.8], [5.0, 2.0, 1.9, 1.8]])
+
+
+def test_the_stability_of_the_layer() -> None:
+    found = profile.stability(CURVES, seed=0)
+    layer = found["ecl"]
+    assert layer["layer"] == ecl.collapse(CURVES.mean(0).tolist()) == 2
+    assert layer["drop"] == pytest.approx(2.1)
+    low, high = layer["drop_interval"]
+    assert 0.5 < low < 2.1 < high < 2.9
+    assert layer["prompts"] == {"1": 1, "2": 3}
+    assert 0.7 < layer["share"] < 1  # samples that draw the odd prompt often give layer 1
+    assert layer["interval"] == [1, 2]
+    assert (np.array(found["interval"][0]) <= found["entropy"]).all()
+
+
+def test_the_bootstrap_is_its_seed() -> None:
+    assert profile.stability(CURVES, seed=3) == profile.stability(CURVES, seed=3)
+    assert profile.stability(CURVES, seed=3) != profile.stability(CURVES, seed=4)
+
+
+def test_prompts_that_agree_leave_no_doubt() -> None:
+    found = profile.stability(np.repeat(CURVES[:1], 5, axis=0), seed=0)["ecl"]
+    assert found["share"] == 1
+    assert found["interval"] == [2, 2]
+    assert found["drop_interval"] == pytest.approx([2.9, 2.9])
+
+
+def test_one_block_cannot_collapse() -> None:
+    with pytest.raises(LayerError, match="this model has 1"):
+        profile.stability(np.ones((3, 1)), seed=0)
+
+
+def test_spectra_of_unequal_prompts_are_averaged_by_rank() -> None:
+    def one(values: list[float]) -> dict[str, Any]:
+        same = {"queries": values, "keys": values}
+        return {
+            "tokens": len(values),
+            "entropy": {state: [2.0, 1.0] for state in same},
+            "spectra": {state: {"1": v} for state, v in same.items()},
+        }
+
+    found = profile.summary(iter([one([0.8, 0.2]), one([0.6, 0.3, 0.1])]), seed=0)
+    assert found["states"]["keys"]["spectra"] == {"1": pytest.approx([0.7, 0.25, 0.05])}
+    assert found["tokens"] == [2, 3]
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(32, [1, 2, 3, 8, 16, 24, 32]), (2, [1, 2]), (6, [1, 2, 3, 4, 6])])
+def test_the_layers_shown_by_default(depth: int, layers: list[int]) -> None:
+    assert profile.default_layers(depth) == layers
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"key": "b", "x"', b"\x00\xff\n", b"[]\n", b'{"key": "b"}'])
+def test_rows_survive_a_cut_tail(tail: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.jsonl"
+    files.Rows(path, {"seed": 1}).add("a", {"x": [1.5]})
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    rows = files.Rows(path, {"seed": 1})
+    assert path.read_bytes() == whole
+    assert "a" in rows
+    assert "b" not in rows
+    rows.add("b", {"x": [2]})
+    again = files.Rows(path, {"seed": 1})
+    assert [again[key]["x"] for key in ("b", "a")] == [[2], [1.5]]
+
+
+@pytest.mark.parametrize("content", ['{"seed": 2}\n', "", "notes\n", '{"seed": 1, "more": 2}\n'])
+def test_rows_of_other_settings_are_left_alone(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(TokenpruneError, match="other settings"):
+        files.Rows(path, {"seed": 1})
+    assert path.read_text() == content
+
+
+def test_a_file_that_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(TokenpruneError, match="cannot write"):
+        files.write(tmp_path / "folder", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(capsys: pytest.CaptureFixture[str], output: Path, *more: str) -> tuple[int, str, str]:
+    return run(capsys, "profile", "pico", "--limit", "3", "--seed", "1", "--output", str(output), *more)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Prompts that were really measured; a negative number put in front kills the run when so many are."""
+    count: list[int] = []
+    measure = profile.row
+
+    def counted(*args: Any) -> dict[str, Any]:
+        if count and count[0] == -len(count):
+            raise KeyboardInterrupt
+        count.append(1)
+        return measure(*args)
+
+    monkeypatch.setattr(profile, "row", counted)
+    return count
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, measured: list[int]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert command(capsys, whole)[0] == 0
+    assert {path.name for path in whole.iterdir()} == {"profile.jsonl", "profile.json", "entropy.png", "spectra.png"}
+    for name in ("entropy", "spectra"):
+        with Image.open(whole / f"{name}.png") as picture:
+            assert picture.size[0] > 900
+    measured[:] = [-3]
+    assert command(capsys, cut)[0] != 0
+    assert [path.name for path in cut.iterdir()] == ["profile.jsonl"]
+    assert len([json.loads(line) for line in (cut / "profile.jsonl").read_text().splitlines()]) == 3
+    with (cut / "profile.jsonl").open("a") as file:
+        file.write('{"key": "2", "tok')
+    measured[:] = []
+    assert command(capsys, cut)[0] == 0
+    assert len(measured) == 1
+    for name in ("profile.json", "profile.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    result = json.loads((cut / "profile.json").read_text())
+    assert result["prompts"] == 3
+    assert result["tokens"] == [144, 144]
+    assert result["states"]["keys"]["spectra"]["8"][0] < 1
+    assert str(tmp_path) not in (cut / "profile.json").read_text()
+
+
+def test_the_line_it_prints_feeds_the_shipped_layers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = command(capsys, tmp_path / "out")
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.startswith("for configs/ecl/: "))
+    result = json.loads((tmp_path / "out" / "profile.json").read_text())
+    assert yaml.safe_load(line.removeprefix("for configs/ecl/: ")) == result["config"]
+    (tmp_path / "ecl").mkdir()
+    (tmp_path / "ecl" / "mine.yaml").write_text(line.removeprefix("for configs/ecl/: "))
+    monkeypatch.setattr(ecl, "configs", lambda: tmp_path)
+    assert ecl.shipped("x/tokenprune-pico", 8) == result["states"]["queries"]["ecl"]["layer"]
+
+
+def test_a_folder_keeps_its_order_and_more_pictures_measure_only_those(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, measured: list[int]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for i, scene in zip(range(4), scenes.held_out(5), strict=False):
+        scene.picture.save(data / f"{i}.png")
+    options = ("profile", "pico", "--data", str(data), "--layers", "2,1", "--output", str(tmp_path / "out"))
+    assert run(capsys, *options, "--limit", "2")[0] == 0
+    (data / "3.png").replace(data / "3.jpg")  # not read by its name
+    assert run(capsys, *options, "--limit", "9")[0] == 0
+    assert 4 <= len(measured) <= 5  # the one that was renamed may have been among the two
+    result = json.loads((tmp_path / "out" / "profile.json").read_text())
+    assert result["prompts"] == 4
+    assert list(result["states"]["queries"]["spectra"]) == ["1", "2"]
+
+
+def test_rows_of_another_run_are_not_reused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command(capsys, tmp_path)[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    code, _, err = command(capsys, tmp_path, "--seed", "2")
+    assert code == 1
+    assert "other settings (seed)" in err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+BAD = {
+    "no folder": (("--data", "nonesuch"), 1, "got nonesuch"),
+    "no pictures": (("--data", "empty"), 1, "holds no pictures"),
+    "corrupt picture": (("--data", "corrupt"), 1, "bad.png"),
+    "layer 0": (("--layers", "0"), 2, "from 1 to 8"),
+    "words for layers": (("--layers", "1,two"), 2, "from 1 to 8"),
+    "layer beyond the depth": (("--layers", "9"), 2, "from 1 to 8"),
+    "output is a file": (("--output", "file"), 2, "file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_nothing_is_written(
+    case: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    (tmp_path / "file").write_text("mine")
+    arguments, expected, message = BAD[case]
+    code, _, err = run(capsys, "profile", "pico", "--output", "out", *arguments)
+    assert code == expected
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "profile.json").exists()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["profile", "horizon"])
+def test_without_matplotlib_it_says_what_to_install(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [module for module in sys.modules if module.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = run(capsys, name, "pico", "--output", str(tmp_path / "out"))
+    assert code == 1
+    assert "pip install tokenprune-mllm[viz]" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_depth_of_the_tiny_models() -> None:
+    assert max(LAYERS) == DEPTH

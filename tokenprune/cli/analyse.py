@@ -1,0 +1,249 @@
+"""Commands that look into a model: its entropy by layer, and where its visual tokens stop to tell anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import Progress, track
+from rich.table import Table
+
+from .. import files, overlay
+from ..analysis import ecl, plots
+from ..analysis import horizon as horizons
+from ..analysis import profile as profiles
+from ..errors import LayerError, MediaError
+from ..interfaces import Adapter
+from ..loading import Loaded, load_model
+from ..media import pictures, read_image
+from ..pico import scenes
+from ..registry import registry
+from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
+
+OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of the results; a killed run goes on there.")]
+LayersOption = Annotated[str | None, typer.Option(help="Such as 1,2,16.", show_default=False)]
+
+
+def profile(
+    model: ModelArgument,
+    data: Annotated[str, typer.Option(help="A folder of pictures, or pico (drawn scenes).")] = "pico",
+    limit: Annotated[int, typer.Option(min=1, help="Use at most this many pictures.")] = 64,
+    seed: Annotated[int, typer.Option(help="Which pictures or scenes, and of the bootstrap.")] = 0,
+    output: OutputOption = Path("profile"),
+    ask: Annotated[str, typer.Option(help="The question; where it follows the picture it changes nothing.")] = (
+        "Describe the picture."
+    ),
+    layers: LayersOption = None,
+    attn: AttnOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Entropy of visual tokens by layer, spectra of some `--layers`, and the collapse layer with its stability."""
+    shown = _pictures(data, limit, seed)
+    plots.need()
+    loaded = load_model(model, attn, _dtype(dtype), device)
+    adapter = registry().adapter(loaded.model.config)
+    decoder = adapter.decoder(adapter.base(loaded.model))
+    depth = len(adapter.blocks(decoder))
+    chosen = _layers(layers, 1, depth) or profiles.default_layers(depth)
+    settings = {**_settings("profile", loaded, adapter), "data": data, "seed": seed, "ask": ask, "layers": chosen}
+    rows = files.Rows(output / "profile.jsonl", settings)
+    drawn = scenes.held_out(seed)
+    for key, path in track(list(shown.items()), description="prefills", console=Console(stderr=True)):
+        scene = next(drawn)
+        if key not in rows:
+            inputs = loaded.inputs(ask, [read_image(path) if path else scene.picture])
+            visual = adapter.visual(loaded.model.config, inputs["input_ids"])
+            rows.add(key, profiles.row(adapter, decoder, visual, lambda i=inputs: _prefill(loaded, i), chosen))  # type: ignore[misc]
+    found = profiles.summary((rows[key] for key in shown), seed)
+    main = found["states"]["queries"]["ecl"]
+    name = settings["model"]
+    source = f"tokenprune profile, {found['prompts']} pictures of {Path(data).name}, seed {seed}"
+    entry = {"depth": depth, "layer": main["layer"], "models": [name], "source": source}
+    title = f"{name}, {found['prompts']} pictures of {Path(data).name}"
+    results: dict[str, str | bytes] = {
+        "profile.json": json.dumps({"settings": settings, **found, "config": entry}) + "\n",
+        "entropy.png": plots.entropy(found, title),
+        "spectra.png": plots.spectra(found, title),
+    }
+    for file, content in results.items():
+        files.write(output / file, content)
+    table = Table("block", *(f"{state} (nats)" for state in found["states"]), title=title, title_justify="left")
+    for block in range(depth):
+        cells = [f"{part['entropy'][block]:.4f}" for part in found["states"].values()]
+        table.add_row(f"{block + 1} <- ECL" if block + 1 == main["layer"] else str(block + 1), *cells)
+    Console().print(table)
+    for state, part in found["states"].items():
+        each = part["ecl"]
+        low, high = each["drop_interval"]
+        print(
+            f"{state}: Entropy Collapse Layer {each['layer']} of {depth}, drop {each['drop']:.4f} [{low:.4f}, "
+            f"{high:.4f}] nats; {each['share']:.1%} of {profiles.DRAWS} bootstrap samples give this layer"
+        )
+    print(f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}")
+    print(f"wrote profile.json, entropy.png and spectra.png to {output}")
+
+
+def horizon(
+    model: ModelArgument,
+    task: Annotated[str, typer.Option(help="pico: five questions about each drawn scene.")] = "pico",
+    limit: Annotated[int, typer.Option(min=1, help="Scenes.")] = 2,
+    seed: Annotated[int, typer.Option(help="Which scenes.")] = 0,
+    output: OutputOption = Path("horizon"),
+    window: Annotated[int, typer.Option(min=1, help="Side of a window, in visual tokens.")] = 3,
+    layers: LayersOption = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Share of the maximum that counts as nothing.")] = 0.05,
+    oracle: Annotated[
+        int | None, typer.Option(min=1, help="Also keep this many tokens of most information, and random ones.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Windows in one forward pass.")] = 32,
+    attn: AttnOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Information of windows of visual tokens by layer (arXiv 2512.07580), and the layer where it vanishes."""
+    if task != "pico":
+        raise typer.BadParameter(f"expected pico, got {task}", param_hint="--task")
+    plots.need()
+    loaded = load_model(model, attn, _dtype(dtype), device)
+    adapter = registry().adapter(loaded.model.config)
+    depth = len(adapter.blocks(adapter.decoder(adapter.base(loaded.model))))
+    chosen = _layers(layers, 0, depth - 1) or list(range(depth))
+    drawn = islice(scenes.held_out(seed), limit)
+    asked = [(f"{i}/{question.kind}", scene, question) for i, scene in enumerate(drawn) for question in scene.questions]
+    first = loaded.inputs(asked[0][2].text, [asked[0][1].picture])
+    n = int(adapter.visual(loaded.model.config, first["input_ids"]).sum())
+    cut = horizons.windows(adapter, loaded.model.config, n, window)
+    settings = {
+        **_settings("horizon", loaded, adapter), "task": task, "seed": seed, "window": window, "layers": chosen,
+    }  # fmt: skip
+    if oracle is not None:
+        horizons.check_oracle(oracle, n)
+    rows = files.Rows(output / "horizon.jsonl", settings)
+    with Progress(console=Console(stderr=True)) as progress:
+        work = progress.add_task("prompts x layers", total=len(asked) * len(chosen))
+        for done, (key, scene, question) in enumerate(asked):
+            token = loaded.first_token(question.text, question.answer)
+            inputs = loaded.inputs(question.text, [scene.picture])
+            if key not in rows:
+                found = horizons.row(
+                    loaded.model, adapter, inputs, token, cut, chosen, batch, lambda: progress.advance(work)
+                )
+                about = {"kind": question.kind, "question": question.text, "answer": question.answer}
+                rows.add(key, {**about, "token": token, **found})
+            if oracle is not None and (extra := f"{key} oracle {oracle}") not in rows:
+                kept = horizons.oracle_row(loaded.model, adapter, inputs, token, cut, chosen, rows[key], oracle, seed)
+                rows.add(extra, {"kind": question.kind, **kept})
+            progress.update(work, completed=(done + 1) * len(chosen))
+    measured = [rows[key] for key, _, _ in asked]
+    kinds = [kind for kind in scenes.KINDS if any(row["kind"] == kind for row in measured)]
+    groups = {**{kind: [row for row in measured if row["kind"] == kind] for kind in kinds}, "all": measured}
+    found = {name: horizons.summary(group, chosen, threshold) for name, group in groups.items()}
+    result: dict[str, Any] = {
+        "settings": settings,
+        "rule": horizons.RULE.format(threshold=threshold),
+        "threshold": threshold,
+        "layers": chosen,
+        "windows": [{"picture": w.picture, "box": w.box, "tokens": w.tokens} for w in cut],
+        "kinds": found,
+        "prompts": [
+            {
+                **{name: value for name, value in row.items() if name not in ("key", "windows")},
+                "information": [[round(x, 7) for x in line] for line in horizons.information(row).tolist()],
+            }
+            for row in measured
+        ],
+    }
+    if oracle is not None:
+        told = {key: rows[f"{key} oracle {oracle}"] for key, _, _ in asked}
+        parts = {name: horizons.oracle_summary([told[row["key"]] for row in group]) for name, group in groups.items()}
+        result["oracle"] = {"keep": oracle, "kinds": parts}
+    title = f"{settings['model']}, {limit} scenes, {window} x {window} tokens"
+    results: dict[str, str | bytes] = {
+        "horizon.json": json.dumps(result) + "\n",
+        "horizon.png": plots.horizon(found, chosen, threshold, title),
+        "heatmaps.png": _heatmaps(asked, rows, cut, chosen, f"{title}: p(only this window) - p(none)"),
+    }
+    for file, content in results.items():
+        files.write(output / file, content)
+    _print(found, result.get("oracle"), chosen, title)
+    print(f"horizon: {result['rule']}")
+    print(f"wrote horizon.json, horizon.png and heatmaps.png to {output}")
+
+
+def _print(found: dict[str, Any], oracle: dict[str, Any] | None, layers: list[int], title: str) -> None:
+    console = Console()
+    table = Table("kind", "right", "p, all tokens", "largest |I|", "horizon", title=title, title_justify="left")
+    for kind, part in found.items():
+        at = "none" if part["horizon"] is None else str(part["horizon"])
+        share = f"{part['right']}/{part['prompts']}"
+        table.add_row(kind, share, f"{part['full']:.3f}", f"{max(part['strength']):.2g}", at)
+    console.print(table)
+    if oracle is None:
+        return
+    title = f"mean p of the right first token, {oracle['keep']} tokens kept"
+    table = Table("from layer", "oracle", "random", "none", title=title, title_justify="left")
+    for i, layer in enumerate(layers):
+        kept = [oracle["kinds"]["all"][name]["p"][i] for name in ("oracle", "random")]
+        table.add_row(str(layer), *(f"{p:.3f}" for p in (*kept, found["all"]["none"][i])))
+    console.print(table)
+
+
+def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[int], title: str) -> bytes:
+    """The first scene's questions, in up to eight layers."""
+    few = sorted({round(i * (len(layers) - 1) / 7) for i in range(8)})
+    first = [(key, scene, question) for key, scene, question in asked if key.startswith("0/")]
+    parts = [
+        (f"{q.kind}: {q.answer}", overlay.centre_square(scene.picture), horizons.information(rows[key])[few])
+        for key, scene, q in first
+    ]
+    return plots.heatmaps(parts, [window.box for window in cut], [layers[i] for i in few], title)
+
+
+def _settings(command: str, loaded: Loaded, adapter: Adapter) -> dict[str, Any]:
+    """What rows of any command depend on."""
+    config = loaded.model.config
+    return {
+        "command": command,
+        "model": Path(str(config._name_or_path)).name,
+        "weights": ecl.fingerprint(loaded.model, adapter),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "attention": str(config._attn_implementation),
+        "device": loaded.model.device.type,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+
+
+def _pictures(data: str, limit: int, seed: int) -> dict[str, Path | None]:
+    """Keys of the pictures to show, with their files; a seed orders a folder the same whatever else is in it."""
+    if data == "pico":
+        return {str(i): None for i in range(limit)}
+    folder = Path(data)
+    if not folder.is_dir():
+        raise MediaError(f"expected --data pico or a folder of pictures, got {data}, which is no folder")
+    order = sorted(pictures(folder), key=lambda path: hashlib.sha256(f"{seed} {path.name}".encode()).digest())
+    return {f"{path.name} {path.stat().st_size}": path for path in order[:limit]}
+
+
+def _layers(text: str | None, low: int, high: int) -> list[int] | None:
+    """`1,2,16` as ascending numbers."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and low <= int(part) <= high for part in parts):
+        raise LayerError(f"expected layers from {low} to {high} such as {low},{high}, got {text!r}")
+    return sorted({int(part) for part in parts})
+
+
+@torch.inference_mode()
+def _prefill(loaded: Loaded, inputs: dict[str, torch.Tensor]) -> None:
+    loaded.model(**inputs, logits_to_keep=1, use_cache=False)
