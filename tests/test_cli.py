@@ -6,12 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from families import model
 from PIL import Image
+from test_overlay import PROCESSORS, inputs
 
 from tokenprune.cli import main
+from tokenprune.cli import run as commands
 from tokenprune.cli.catalog import _spell
 from tokenprune.loading import PICO
 from tokenprune.pico import scenes
@@ -189,10 +193,10 @@ def test_explain_asks_for_an_unknown_layer(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_generate_answers_and_reports(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
-    overlay = tmp_path / "overlay.png"
+    overlay, report = tmp_path / "overlay.png", tmp_path / "report.html"
     code, out, err = run(
         capsys, "generate", "pico", "--image", picture, "--prompt", "read the digits", "-r", "fastv",
-        "prune.0.schedule.keep=48", "--overlay", str(overlay),
+        "prune.0.schedule.keep=48", "--overlay", str(overlay), "--report", str(report),
     )  # fmt: skip
     assert code == 0
     assert out.strip()
@@ -201,6 +205,55 @@ def test_generate_answers_and_reports(capsys: pytest.CaptureFixture[str], pictur
     original = np.asarray(SCENE.picture.convert("RGB")).astype(int)
     patches = np.abs(dark - original).sum(-1).reshape(12, 8, 12, 8).sum((1, 3))
     assert (patches == 0).sum() == 48  # kept patches are untouched, exactly on the grid
+    assert "<td>48/144</td>" in report.read_text()
+
+
+class Stub:
+    """A loaded model of another family, whose processor needs packages that tests do without."""
+
+    def __init__(self, case: str) -> None:
+        self.case, self.model, self.processor = case, model(case), PROCESSORS[case]
+
+    def inputs(self, question: str, images: Any, videos: Any) -> dict[str, Any]:
+        return inputs(self.case, [[*images, *([Image.fromarray(frame) for frame in video] for video in videos)]])
+
+    def answer(self, given: dict[str, Any], max_new_tokens: int) -> str:
+        return str(self.model.generate(**given, max_new_tokens=2, do_sample=False))
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [("llava_next", "image"), ("qwen2_5_vl", "image"), ("qwen2_5_vl", "video"), ("video_llava", "both")],
+)
+def test_overlays_and_reports_of_every_family(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kinds: str
+) -> None:
+    monkeypatch.setattr(commands, "load_model", lambda *_: Stub(family))
+    folder, still = tmp_path / "video", tmp_path / "still.png"
+    folder.mkdir()
+    SCENE.picture.resize((96, 64)).save(still)
+    for i in range(4):
+        SCENE.picture.resize((96, 64)).save(folder / f"{i}.png")
+    media = [*(["--image", str(still)] * (kinds != "video")), *(["--video", str(folder)] * (kinds != "image"))]
+    overlay, report = tmp_path / "overlay.png", tmp_path / "report.html"
+    code, _, err = run(
+        capsys, "generate", family, *media, "--frames", "4", "--prompt", "x", "-r", "fastv", "--overlay", str(overlay),
+        "--report", str(report),
+    )  # fmt: skip
+    assert code == 0, err
+    assert report.read_text().count("<img") == (4 if kinds == "both" else 2)
+    with Image.open(overlay) as drawn:
+        assert drawn.size == ((2 if family == "llava_next" or kinds == "video" else 1) * 100 - 4, 64)
+
+
+def test_an_overlay_that_cannot_be_written(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
+    for name in ("nowhere/o.png", "o.txt"):
+        code, out, err = run(
+            capsys, "generate", "pico", "--image", picture, "--prompt", "x", "-r", "fastv", "--overlay",
+            str(tmp_path / name),
+        )  # fmt: skip
+        assert (code, err.count("error: cannot write the picture")) == (1, 1)
+        assert out
 
 
 def test_generate_and_explain_agree_on_a_budget(capsys: pytest.CaptureFixture[str], picture: str) -> None:
@@ -235,6 +288,7 @@ BAD_USAGE = {
     "missing picture": (("generate", "pico", "--image", "nope.png", "--prompt", "x"), "nope.png"),
     "missing prompt": (("generate", "pico"), "--prompt"),
     "overlay without a recipe": (("generate", "pico", "--prompt", "x", "--overlay", "o.png"), "overlay needs"),
+    "report without a recipe": (("generate", "pico", "--prompt", "x", "--report", "r.html"), "report needs"),
     "settings without a recipe": (("generate", "pico", "a.b=1", "--prompt", "x"), "need a recipe"),
     "unreachable budget": (("explain", "pyramiddrop", "--budget", "64"), "smallest average is 144"),
     "budget without meaning": (("explain", "fastv", "--budget", "-1/3"), "got '-1/3'"),
@@ -336,6 +390,7 @@ def test_demo_in_an_empty_folder(tmp_path: Path) -> None:
     assert done.stdout.count("48/144") == 5
     with Image.open(tmp_path / "demo" / "overlay.png") as overlay:
         assert overlay.size[0] > overlay.size[1]
+    assert (tmp_path / "demo" / "report.html").read_text().count("<img") == 2
 
 
 def test_demo_with_nothing_to_drop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

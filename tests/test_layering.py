@@ -12,7 +12,8 @@ LEVELS = [
     {"errors", "files", "values", "budget", "tower", "interfaces", "ops", "hookspecs"},
     {"scorers", "schedules", "adapters", "mergers"},
     {"builtin", "registry"},
-    {"recipe", "prompt", "cache", "parallel", "inputs", "recorder", "engine", "flops", "analysis", "report", "overlay"},
+    {"recipe", "prompt", "cache", "parallel", "inputs", "recorder", "engine", "flops", "analysis"}
+    | {"report", "overlay", "page"},
     {"api", "media", "loading", "pico"},
     {"bench", "sweep", "shapes"},
     {"cli", "__init__"},

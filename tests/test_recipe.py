@@ -89,7 +89,7 @@ def test_the_shipped_recipes_say_what_their_papers_say() -> None:
     assert load("fastv@128").passes == (Pass(Attention(), Fixed(layer=2, average=128)),)
     pyramid = Pyramid(layers=("8/32", "16/32", "24/32"), ratio=0.5)
     assert load("pyramiddrop").passes == (Pass(Attention(block="next"), pyramid, positions="compact"),)
-    assert load("divprune@64").passes == (Pass(Diversity(), Fixed(layer=0, keep=64)),)
+    assert load("divprune@64").passes == (Pass(Diversity(), Fixed(layer=0, keep=64), positions="compact"),)
     assert load("random@192").passes == (Pass(Random(0), Ecl(average=192)),)
 
 

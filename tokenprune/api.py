@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from PIL import Image
 
-from . import overlay as pictures
+from . import overlay as drawing
+from . import page
 from .budget import checked
 from .engine import Pruner
 from .errors import TokenpruneError, UnsupportedModelError
@@ -18,6 +21,8 @@ from .recipe import RecipeLike, load
 from .registry import registry
 from .report import Report, report
 from .values import Budget
+
+NOTHING = "nothing was dropped yet: run the model on a picture inside the block first, with a recipe that drops tokens"
 
 
 class Pruning:
@@ -52,35 +57,86 @@ class Pruning:
         """The last prompt batch: `.views` (`{layer: View}`), `.visual`; None before the first one with pictures."""
         return self._pruner.state
 
-    def report(self) -> Report:
-        """Per stage what each prompt kept, the KV cache of the visual tokens and the FLOPs left."""
-        dtype = next(self._pruner.base.parameters()).dtype
-        return report(self.state, Geometry.of(self._pruner.config), dtype.itemsize)
-
-    def overlay(self, image: Image.Image, prompt: int = 0, picture: int = 0) -> Image.Image:
-        """The picture with the dropped patches darkened, after the last stage.
+    def report(
+        self,
+        html: str | Path | None = None,
+        pictures: Sequence[drawing.Shown] = (),
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        processor: Any = None,
+        prompt: int = 0,
+    ) -> Report:
+        """Per stage what each prompt kept, the KV cache of the visual tokens and the FLOPs left.
 
         Args:
-            image: the picture as given to the processor; the part its centre crop hides is cut away.
+            html: also write all that, with overlays and scores of every stage, into this one file.
+            pictures: pictures and videos of the prompt to draw, in its order, as in `overlay`; may be fewer.
+            inputs, processor, prompt: as in `overlay`.
+        """
+        dtype = next(self._pruner.base.parameters()).dtype
+        made = report(self.state, Geometry.of(self._pruner.config), dtype.itemsize)
+        if html is not None:
+            figures = []
+            for stage in made.stages:
+                for number, shown in enumerate(pictures):
+                    at: dict[str, Any] = {"prompt": prompt, "picture": number, "stage": stage.layer}
+                    for what in ("kept", "scores"):
+                        drawn = self.overlay(shown, inputs, processor=processor, scores=what == "scores", **at)
+                        figures.append((stage.layer, f"prompt {prompt}, picture {number}: {what}", drawn))
+            page.write(Path(html), f"{self._pruner.recipe.name} on {self._pruner.config.model_type}", made, figures)
+        return made
+
+    def overlay(
+        self,
+        shown: drawing.Shown,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        processor: Any = None,
+        prompt: int = 0,
+        picture: int = 0,
+        stage: int | None = None,
+        scores: bool = False,
+    ) -> Image.Image:
+        """The picture with the dropped patches darkened; a video's frames, or LLaVA-NeXT's two grids, as a strip.
+
+        What the model never saw (cut away by the processor) is grey.
+
+        Args:
+            shown: the picture as given to the processor, or the frames it took from a video.
+            inputs: what the processor returned for this batch. Families whose grids vary need it.
+            processor: needed where it crops or pads pictures that are not square (LLaVA-1.5, Video-LLaVA); by default
+                that of `prune`.
             prompt: row of the batch.
-            picture: which picture of that prompt.
+            picture: which picture or video of that prompt, counted in its order.
+            stage: after the stage at this layer; the last one by default.
+            scores: colour the tokens by that stage's scores instead, from dark (lowest of the prompt) to bright.
 
         Raises:
-            TokenpruneError: nothing was pruned yet, or this family's grid is not known.
+            TokenpruneError: nothing was dropped yet, there is no such stage, prompt or picture, or something that tells
+                where its tokens lie is missing.
         """
         state = self.state
         if state is None or not state.views:
-            raise TokenpruneError("nothing was pruned yet: run the model inside the block first")
-        boxes = self._pruner.adapter.boxes(self._pruner.config, state.counts[prompt])
-        if boxes is None:
-            family = self._pruner.config.model_type
-            raise TokenpruneError(f"where the visual tokens of {family} lie in a picture is not known yet")
-        view = state.views[max(state.views)]
-        stays = torch.zeros_like(state.visual[prompt])
-        stays[view.index[prompt][view.valid[prompt]]] = True
-        mine = boxes[:, 0] == picture
-        kept = stays[state.visual[prompt]].cpu()[mine].tolist()
-        return pictures.overlay(pictures.centre_square(image), boxes[mine, 1:].tolist(), kept)
+            raise TokenpruneError(NOTHING)
+        layer = _one_of("stage", max(state.views) if stage is None else stage, list(state.views))
+        _one_of("prompt", prompt, range(len(state.ids)))
+        places = drawing.placed(self._pruner.adapter, self._pruner.config, state, inputs or {}, prompt)
+        place = places[_one_of(f"picture of prompt {prompt}", picture, range(len(places)))]
+        view = state.views[layer]
+        heat = state.scores[layer][prompt].cpu() if scores else None
+        if heat is None:
+            drawn = torch.zeros(state.ids.shape[1], dtype=torch.bool)
+            drawn[view.index[prompt][view.valid[prompt]].cpu()] = True
+        else:
+            drawn = ~heat.isnan()
+        processor = self._pruner.processor if processor is None else processor
+        return drawing.draw(self._pruner.adapter, processor, shown, place, drawn, heat)
+
+
+def _one_of(what: str, number: int, known: Sequence[int]) -> int:
+    if number not in known:
+        raise TokenpruneError(f"there is no {what} {number}: expected one of {', '.join(map(str, known)) or 'none'}")
+    return number
 
 
 def prune(
@@ -94,7 +150,7 @@ def prune(
         overrides: dotlist lines such as `"prune.0.schedule.average=128"`.
         budget: scales all keeps of the recipe by one factor, prompt by prompt, so that a prompt's visual tokens, as a
             mean over the decoder blocks, are this many (192) or this share of them (`1/3`, `"1/3"`).
-        processor: the model's processor or tokenizer, for the few scorers that read the question as text.
+        processor: the model's processor, for overlays, or its tokenizer; few scorers read the question as text.
 
     Raises:
         RecipeError, UnknownNameError: the recipe cannot be built.

@@ -475,11 +475,13 @@ class Pruner:
         tables = turn.rotary.get(prompt.layers(layer - 1), tables)  # the model hands out those of the whole prompt
         places = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
         keep = view.valid & ~visual
+        scores = torch.full(prompt.ids.shape, torch.nan, dtype=torch.float32, device=hidden.device)
         for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)):
             at = places[row, view.width - n :]
             if kept < n:
                 seen = self._seen(turn, layer, row, view, at, hidden, tables)
-                chosen, folded = self._select(turn, stage, row, seen)
+                chosen, folded, score = self._select(turn, stage, row, seen)
+                scores[row].index_copy_(0, view.index[row, at], score.float())
                 if folded is not None:
                     hidden = hidden.clone()
                     hidden[row].index_copy_(0, at, folded)
@@ -487,7 +489,7 @@ class Pruner:
             keep[row].index_fill_(0, at, True)
         lengths = [length - n + kept for length, n, kept in zip(view.lengths, stage.before, stage.kept, strict=True)]
         narrowed, local = view.narrow(keep, lengths)
-        prompt.views[layer] = narrowed
+        prompt.views[layer], prompt.scores[layer] = narrowed, scores
         for key in [key for key in turn.looked if key[0] == layer]:
             del turn.looked[key]
         if layer == max(prompt.stages):
@@ -497,8 +499,8 @@ class Pruner:
 
     def _select(
         self, turn: _Turn, stage: Stage, row: int, seen: Seen
-    ) -> tuple[Int[Tensor, "j"], Float[Tensor, "n d"] | None]:
-        """Which of one prompt's visual tokens stay (in order), and all of them after merging, if any."""
+    ) -> tuple[Int[Tensor, "j"], Float[Tensor, "n d"] | None, Float[Tensor, "n"]]:
+        """Which of one prompt's visual tokens stay (in order), all of them after merging, if any, and their scores."""
         where = f"at layer {seen.layer}, prompt {row},"
         scorer, merger = stage.work.scorer, stage.work.merger
         who = f"{registry().origin('scorer', type(scorer))} {where}"
@@ -508,12 +510,12 @@ class Pruner:
             score = self.ranks.agree(score)
             chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
         if merger is None:
-            return chosen, None
+            return chosen, None, score
         who, hidden = f"{registry().origin('merger', merger)} {where}", seen.hidden
         seen = replace(seen, scores=_own(score))
         folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
         self._check(turn, who, "as many rows as it got", folded, hidden, (hidden.dtype,))
-        return chosen, folded
+        return chosen, folded, score
 
     def _call(self, turn: _Turn, who: str, seen: Seen, plugin: Callable[[], Any]) -> Any:
         """What a scorer or merger gives; its own errors are said with its name."""

@@ -62,4 +62,4 @@ class ScheduleError(TokenpruneError):
 
 
 class MediaError(TokenpruneError):
-    """A picture or video that cannot be read."""
+    """A picture or video that cannot be read, or a picture that cannot be written."""

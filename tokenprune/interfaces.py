@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,9 @@ from .values import Seen, Shape
 
 RotaryTables = tuple[Tensor, Tensor]
 """cos and sin, each `b s dh`."""
+
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom; 0 to 1 is the whole picture."""
 
 
 class Scorer(ABC):
@@ -104,9 +107,19 @@ class Adapter(ABC):
         """Why this decoder cannot be pruned (a sliding window, say), or None."""
 
     @abstractmethod
-    def boxes(self, config: Any, n: int) -> Float[Tensor, "n 5"] | None:
-        """Per visual token of one prompt: picture (or frame) number, then left, top, right, bottom in [0, 1] of what
-        the model saw of it; NaN where a token has no place in a picture. None if this family cannot tell yet.
+    def boxes(self, config: Any, inputs: Mapping[str, Any]) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
+        """Where visual tokens lie: by placeholder id, one tensor per picture or video, in the order of the batch.
+
+        Per token: panel (a video's frame, or one of several grids over the same picture), then its box in the `window`;
+        NaN for a token without a place, such as a newline. Endless where all pictures are alike, empty where `inputs`,
+        what the processor returned, do not tell. None: not known for this family.
+        """
+
+    @abstractmethod
+    def window(self, processor: Any, width: int, height: int) -> Box:
+        """What the model sees of a picture of this size, in the picture's coordinates; padding lies beyond 0 and 1.
+
+        `processor` is the image or video processor; raises TokenpruneError where it is needed and None.
         """
 
     def tower(self) -> TowerAdapter | None:

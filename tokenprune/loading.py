@@ -42,8 +42,7 @@ class Loaded:
 
     def first_token(self, question: str, answer: str, images: int = 1) -> int:
         """The token that begins an answer, as the chat template goes on after the question."""
-        content = [*[{"type": "image"}] * images, {"type": "text", "text": question}]
-        user = {"role": "user", "content": content}
+        user = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
         assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         render, tokenizer = self.processor.apply_chat_template, self.processor.tokenizer
         asked = tokenizer(render([user], add_generation_prompt=True, tokenize=False)).input_ids

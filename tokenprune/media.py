@@ -1,4 +1,4 @@
-"""Pictures and videos from files. A file that cannot be read is one clear MediaError."""
+"""Pictures and videos from and to files. A file that cannot be read or written is one clear MediaError."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ def pictures(folder: Path) -> list[Path]:
     if not found:
         raise MediaError(f"{folder} holds no pictures: expected files such as {', '.join(sorted(PICTURES)[:4])}")
     return found
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of its file's ending. Raises MediaError if that cannot be done."""
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise MediaError(f"cannot write the picture {path}: {error}") from error
 
 
 def _open(path: Path, read: Callable[[Image.Image], T]) -> T:

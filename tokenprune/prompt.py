@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .budget import rescale
@@ -113,6 +113,7 @@ class PromptState:
         start: columns of the conversation before this prompt.
         earlier: the prompt before this one in the same conversation.
         views: what is left, by layer; filled while the prefill runs.
+        scores: of each stage, by layer, filled likewise: NaN for columns that were not scored.
         drafts: last columns that are no prompt yet: words of assisted decoding, which may be taken back.
     """
 
@@ -125,6 +126,7 @@ class PromptState:
     start: int = 0
     earlier: PromptState | None = None
     views: dict[int, View] = field(default_factory=dict)
+    scores: dict[int, Float[Tensor, "b s"]] = field(default_factory=dict)
     drafts: int = 0
 
     @property
@@ -216,6 +218,7 @@ class PromptState:
             start=self.start,
             earlier=self.earlier and self.earlier.select(rows),
             views={layer: view.select(rows) for layer, view in self.views.items()},
+            scores={layer: score[rows.to(score.device)] for layer, score in self.scores.items()},
             drafts=self.drafts,
         )
 
@@ -228,6 +231,7 @@ class PromptState:
             everything=self.everything.shorten(drafts),
             question=tuple(count - drafts for count in self.question),
             views={layer: view.shorten(drafts) for layer, view in self.views.items()},
+            scores={layer: score[:, :-drafts] for layer, score in self.scores.items()},
             drafts=self.drafts - drafts,
         )
 

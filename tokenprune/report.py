@@ -51,10 +51,15 @@ class Report:
             table.add_row(str(stage.layer), stage.scorer, kept)
         out = io.StringIO()
         Console(file=out, width=100).print(table)
+        return out.getvalue() + self.costs
+
+    @property
+    def costs(self) -> str:
+        """What stands below the table, in words."""
         kv, means = self.kv_mib, ", ".join(f"{mean:.1f}" for mean in self.average)
         average = f"average over the layers {means}\n" if means else ""
         return (
-            f"{out.getvalue()}{average}KV of visual tokens {kv.pruned:.2f} of {kv.full:.2f} MiB, "
+            f"{average}KV of visual tokens {kv.pruned:.2f} of {kv.full:.2f} MiB, "
             f"decoder prefill FLOPs {self.flops_share:.1%}"
         )
 

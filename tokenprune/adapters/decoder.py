@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..interfaces import Adapter, RotaryTables
+from ..interfaces import Adapter, Box, RotaryTables
 
 
 class LlamaStyleAdapter(Adapter):
@@ -63,11 +63,8 @@ class LlamaStyleAdapter(Adapter):
             return "its decoder uses a sliding attention window, which would slide over dropped tokens"
         return None
 
-    def boxes(self, config: Any, n: int) -> Float[Tensor, "n 5"] | None:
+    def boxes(self, config: Any, inputs: Mapping[str, Any]) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         return None
 
-
-def grid_boxes(frames: int, rows: int, columns: int) -> Float[Tensor, "frames*rows*columns 5"]:
-    """Frame number, left, top, right, bottom of every cell of a grid of whole frames, row by row."""
-    f, y, x = torch.meshgrid(torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack([f, x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], dim=-1).reshape(-1, 5)
+    def window(self, processor: Any, width: int, height: int) -> Box:
+        return 0.0, 0.0, 1.0, 1.0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..interfaces import RotaryTables, TowerAdapter
 from .decoder import LlamaStyleAdapter
+from .grids import grid_boxes
 from .towers import WindowTower
 
 
@@ -20,6 +22,16 @@ class Qwen2_5VLAdapter(LlamaStyleAdapter):
 
     def rotary(self, decoder: Any, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
         return None
+
+    def boxes(self, config: Any, inputs: Mapping[str, Any]) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
+        merged = config.vision_config.spatial_merge_size
+        return {
+            token: [grid_boxes(int(t), int(h) // merged, int(w) // merged) for t, h, w in inputs.get(grids, ())]
+            for token, grids in (
+                (config.image_token_id, "image_grid_thw"),
+                (config.video_token_id, "video_grid_thw"),
+            )
+        }
 
     def tower(self) -> TowerAdapter:
         return WindowTower()

@@ -26,7 +26,8 @@ from ..budget import read
 from ..errors import TokenpruneError, UnknownNameError
 from ..interfaces import Calibration
 from ..loading import DTYPES, Loaded, load_model
-from ..media import pictures, read_image, read_video
+from ..media import pictures, read_image, read_video, save
+from ..overlay import Shown
 from ..pico import scenes
 from ..recipe import load
 from ..registry import registry
@@ -60,7 +61,12 @@ def generate(
     budget: BudgetOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
-    overlay: Annotated[Path | None, typer.Option(help="Write a PNG of what survived of the first picture.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Write a PNG of what survived of the first picture or video.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML file: what was kept and what it cost, overlays, scores.")
+    ] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
@@ -70,8 +76,10 @@ def generate(
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
     if budget is not None and recipe is None:
         raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
-    if overlay is not None and not (recipe and image):
-        raise typer.BadParameter("an overlay needs a picture and a recipe", param_hint="--overlay")
+    if overlay is not None and not (recipe and (image or video)):
+        raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
+    if report is not None and not recipe:
+        raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
     built = load(recipe, *(overrides or [])) if recipe else None
     wanted = read(budget) if budget is not None else None
     images = [read_image(path) for path in image or []]
@@ -81,11 +89,14 @@ def generate(
     if built is None:
         print(loaded.answer(inputs, max_new_tokens))
         return
-    with prune(loaded.model, built, budget=wanted) as pruning:
+    with prune(loaded.model, built, budget=wanted, processor=loaded.processor) as pruning:
         print(loaded.answer(inputs, max_new_tokens))
+    shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
     print(pruning.report(), file=sys.stderr)
+    if report is not None:
+        pruning.report(report, shown, inputs)
     if overlay is not None:
-        pruning.overlay(images[0]).save(overlay)
+        save(pruning.overlay(shown[0], inputs), overlay)
 
 
 def calibrate(
@@ -183,7 +194,7 @@ def demo(
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
     budget: BudgetOption = None,
-    output: Annotated[Path, typer.Option(help="Folder for the picture and the overlay.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the picture, the overlay and the report.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
     model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
 ) -> None:
@@ -202,7 +213,7 @@ def demo(
     table = Table(
         "kind", "question", "truth", "pruned?", "answer", "right?", "kept by layer", "KV MiB", "prefill ms", "FLOPs"
     )
-    pruning = prune(loaded.model, built, budget=wanted)
+    pruning = prune(loaded.model, built, budget=wanted, processor=loaded.processor)
     for kind, (question, truth) in asked.items():
         inputs = loaded.inputs(question, [picture])
         plain_ms, pruned_ms = interleaved(lambda i=inputs: _prefill(loaded, i), pruning)  # type: ignore[misc]
@@ -220,10 +231,12 @@ def demo(
             table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
+    pruning.report(output / "report.html", [picture], inputs)
+    console.print(f"the last question's stages and scores: {output / 'report.html'}")
     if pruning.state is not None and pruning.state.views:
-        both = side_by_side(picture, pruning.overlay(picture))
+        both = side_by_side(picture, pruning.overlay(picture, inputs))
         both.save(output / "overlay.png")
-        console.print(f"what survived of the last question's picture: {output / 'overlay.png'}")
+        console.print(f"what survived of its picture: {output / 'overlay.png'}")
 
 
 OPEN_QUESTIONS = {
