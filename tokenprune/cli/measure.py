@@ -69,13 +69,13 @@ def bench(
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = torch.float32 if _dtype(dtype) == "auto" and where == "cpu" else _torch_dtype(dtype)
         lm = shapes.build(random_init, share, kind, where, attn)
-        inputs = shapes.prompt(random_init, lm, text)
+        inputs, processor = shapes.prompt(random_init, lm, text), None
     else:
         loaded = load_model(str(model), attn, _dtype(dtype), device)
-        lm = loaded.model
+        lm, processor = loaded.model, loaded.processor
         picture = read_image(image) if image is not None else next(scenes.held_out(0)).picture
         inputs = loaded.inputs(prompt, [picture])
-    one = benches.Bench(lm, inputs, new_tokens)
+    one = benches.Bench(lm, inputs, new_tokens, processor)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("rounds", total=one.rounds(runs))
         found = one.measure(recipe, runs=runs, budget=wanted, ecl=ecl, done=lambda: progress.advance(task))
