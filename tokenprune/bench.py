@@ -6,6 +6,7 @@ a GPU. FLOPs are said by formula and counted by torch; the time inside scorers i
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
-from . import plots
+from .analysis import plots
 from .api import Pruning, prune
 from .errors import TokenpruneError
-from .files import markdown, write, write_json
+from .files import markdown, write
 from .flops import MIB, Geometry
 from .interfaces import Scheduler, Scorer
 from .loading import encode, without_pixels
@@ -87,7 +88,7 @@ class Measured:
         speed_up: unpruned / pruned prefill, the median over pairs of neighbouring runs.
         total_speed_up: the same of the whole run.
         bound: what `speed_up` would be if time were FLOPs: unpruned / pruned, by formula.
-        scoring_share: time inside scorers as a share of the pruned prefill.
+        scoring_share: time inside scorers as a share of the pruned prefill, in runs of their own.
         flops: see there.
     """
 
@@ -194,11 +195,13 @@ class Bench:
         model: a transformers model.
         inputs: of one prompt with pictures or videos.
         new_tokens: answers have this many, whatever they say: at least two.
+        processor: as in `prune`.
     """
 
     model: Any
     inputs: Mapping[str, Any]
     new_tokens: int = 16
+    processor: Any = None
     sync: Callable[[], object] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -241,7 +244,7 @@ class Bench:
         """
         built = [load(recipe) if ecl is None else at_layer(load(recipe), ecl) for recipe in recipes]
         names = [UNPRUNED, *_names(recipes, built)]
-        forms: list[Pruning | None] = [None, *(prune(self.model, one, budget=budget) for one in built)]
+        forms: list[Pruning | None] = [None, *(self._prune(one, budget) for one in built)]
         found: list[list[Run]] = [[] for _ in forms]
         plans: list[dict[int, int]] = [{} for _ in forms]
         for round_ in range(runs + 1):
@@ -252,7 +255,7 @@ class Bench:
                 elif (pruning := forms[i]) is not None:
                     plans[i] = {stage.layer: stage.kept[0] for stage in pruning.report().stages}
             done()
-        scoring = [0.0] + [self._scoring(one, budget, runs) for one in built]
+        scoring = [0.0, *self._scoring(built, budget, runs)]
         done()
         counts = [self._flops(one, budget, plan) for one, plan in zip([None, *built], plans, strict=True)]
         done()
@@ -267,8 +270,9 @@ class Bench:
         return runs + 3
 
     @torch.no_grad()
-    def run(self, pruning: Pruning | None = None) -> Run:
+    def run(self, pruning: Pruning | None = None, new_tokens: int | None = None) -> Run:
         """One run, timed by phase."""
+        length = new_tokens or self.new_tokens
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
@@ -283,45 +287,45 @@ class Bench:
                 past_key_values=cache,
                 logits_processor=LogitsProcessorList([clock]),
                 do_sample=False,
-                min_new_tokens=self.new_tokens,
-                max_new_tokens=self.new_tokens,
+                min_new_tokens=length,
+                max_new_tokens=length,
             )
         first, last = clock.times[0], clock.times[-1]
         peak = torch.cuda.max_memory_allocated() / MIB if self._cuda else None
         return Run(
             tower_ms=1000 * (seen - start),
             prefill_ms=1000 * (first - seen),
-            decode_ms_per_token=1000 * (last - first) / (self.new_tokens - 1),
+            decode_ms_per_token=1000 * (last - first) / (length - 1),
             total_ms=1000 * (last - start),
             kv_mib=clock.kv / MIB,
             peak_mib=peak,
         )
 
+    def _prune(self, recipe: Recipe, budget: Budget | None) -> Pruning:
+        return prune(self.model, recipe, budget=budget, processor=self.processor)
+
     def _now(self) -> float:
         self.sync()
         return time.perf_counter()
 
-    @torch.no_grad()
-    def _prefill(self) -> None:
-        encoded = encode(self.model, dict(self.inputs))
-        self.model(**without_pixels(dict(self.inputs)), **encoded, use_cache=True, logits_to_keep=1)
-
-    def _scoring(self, recipe: Recipe, budget: Budget | None, runs: int) -> float:
-        """Median milliseconds inside scorers per prefill, after one to warm up."""
-        watch, found = Stopwatch(self.sync), []
-        with prune(self.model, watched(recipe, watch), budget=budget):
-            for _ in range(runs + 1):
+    def _scoring(self, recipes: Sequence[Recipe], budget: Budget | None, runs: int) -> list[float]:
+        """Medians of the share of the prefill that is spent inside scorers, in runs with a watch around them."""
+        watch = Stopwatch(self.sync)
+        forms = [self._prune(watched(one, watch), budget) for one in recipes]
+        shares: list[list[float]] = [[] for _ in forms]
+        for _ in range(runs + 1):
+            for found, pruning in zip(shares, forms, strict=True):
                 watch.seconds = 0.0
-                self._prefill()
-                found.append(1000 * watch.seconds)
-        return statistics.median(found[1:])
+                prefill_ms = self.run(pruning, new_tokens=2).prefill_ms
+                found.append(1000 * watch.seconds / prefill_ms)
+        return [statistics.median(found[1:]) for found in shares]
 
     @torch.no_grad()
     def _flops(self, recipe: Recipe | None, budget: Budget | None, plan: Mapping[int, int]) -> Flops:
         head = 2 * self.model.get_output_embeddings().weight.numel()
         formula = self.geometry.prefill_flops(plan, self.visual, self.text) + head
         watch = Stopwatch(self.sync, counting=True)
-        pruned = nullcontext() if recipe is None else prune(self.model, watched(recipe, watch), budget=budget)
+        pruned = nullcontext() if recipe is None else self._prune(watched(recipe, watch), budget)
         # fused attention is not counted on every device: written out it is
         with pruned, sdpa_kernel(SDPBackend.MATH):
             with FlopCounterMode(display=False) as tower:
@@ -336,7 +340,7 @@ class Bench:
         plan: dict[int, int],
         whole: list[Run],
         runs: list[Run],
-        scoring_ms: float,
+        scoring: float,
         full: Flops,
         flops: Flops,
     ) -> Measured:
@@ -353,7 +357,7 @@ class Bench:
             speed_up=statistics.median(a.prefill_ms / b.prefill_ms for a, b in pairs),
             total_speed_up=statistics.median(a.total_ms / b.total_ms for a, b in pairs),
             bound=full.formula / flops.formula,
-            scoring_share=scoring_ms / statistics.median(run.prefill_ms for run in runs),
+            scoring_share=scoring,
             flops=flops,
         )
 
@@ -405,26 +409,23 @@ known on GPUs. Answers have {new_tokens} tokens, whatever they say.
 """
 
 
-def save(found: Sequence[Measured], folder: Path, settings: Mapping[str, Any], plotted: bool = True) -> list[Path]:
-    """JSON, Markdown, and unless told not to a picture; returns what was written."""
+def save(found: Sequence[Measured], folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """JSON, Markdown and a picture; returns what was written."""
     rows = [{**asdict(one), "plan": {str(layer): kept for layer, kept in one.plan.items()}} for one in found]
-    write_json(folder / "bench.json", {"settings": dict(settings), "rows": rows})
     listed = "".join(f"- {key}: {value}\n" for key, value in settings.items() if value is not None)
     notes = NOTES.format(**settings)
-    write(folder / "bench.md", f"# {settings['model']}\n\n{listed}\n{markdown(HEADER, table(found))}{notes}")
-    written = [folder / "bench.json", folder / "bench.md"]
-    if plotted:
-        path = folder / "bench.png"
-        decode = [one.median("total_ms") - one.median("tower_ms") - one.median("prefill_ms") for one in found]
-        phases = {
-            "tower": [one.median("tower_ms") for one in found],
-            "prefill": [one.median("prefill_ms") for one in found],
-            f"decode, {settings['new_tokens']} tokens": decode,
-        }
-        beside = {
-            "measured": [(i, one.speed_up) for i, one in enumerate(found)],
-            "bound of the FLOPs": [(i, one.bound) for i, one in enumerate(found)],
-        }
-        plots.bars(path, [one.name for one in found], phases, beside, str(settings["model"]))
-        written.append(path)
-    return written
+    phases = {
+        "tower": [one.median("tower_ms") for one in found],
+        "prefill": [one.median("prefill_ms") for one in found],
+        "decode": [one.median("decode_ms_per_token") * (settings["new_tokens"] - 1) for one in found],
+    }
+    ratios = {"measured": [one.speed_up for one in found], "bound of the FLOPs": [one.bound for one in found]}
+    labels = (f"milliseconds, {settings['new_tokens']} tokens", "prefill, times as fast as unpruned")
+    results: dict[str, str | bytes] = {
+        "bench.json": json.dumps({"settings": dict(settings), "rows": rows}, indent=1) + "\n",
+        "bench.md": f"# {settings['model']}\n\n{listed}\n{markdown(HEADER, table(found))}{notes}",
+        "bench.png": plots.bars([one.name for one in found], phases, ratios, labels, str(settings["model"])),
+    }
+    for name, content in results.items():
+        write(folder / name, content)
+    return [folder / name for name in results]

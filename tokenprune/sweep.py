@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import plots
+from .analysis import plots
 from .budget import read
 from .errors import BudgetError, LayerError, RecipeError
 from .files import markdown, read_json, write, write_json
@@ -183,37 +183,41 @@ def as_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def save(rows: Sequence[Row], folder: Path, settings: Mapping[str, Any], plotted: bool = True) -> list[Path]:
-    """JSON, CSV, Markdown, and unless told not to the two plots; returns what was written."""
-    write_json(folder / "sweep.json", {"settings": dict(settings), "rows": list(rows)})
-    write(folder / "sweep.csv", as_csv(rows))
-    write(folder / "sweep.md", markdown(*table(rows)))
-    written = [folder / f"sweep.{kind}" for kind in ("json", "csv", "md")]
-    return [*written, *plot(rows, folder, settings)] if plotted else written
+def save(rows: Sequence[Row], folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """JSON, CSV, Markdown and the two plots; returns what was written."""
+    results: dict[str, str | bytes] = {
+        "sweep.json": json.dumps({"settings": dict(settings), "rows": list(rows)}, indent=1) + "\n",
+        "sweep.csv": as_csv(rows),
+        "sweep.md": markdown(*table(rows)),
+        **plot(rows, f"{settings['model']}: {settings['limit']} questions of each kind"),
+    }
+    for name, content in results.items():
+        write(folder / name, content)
+    return [folder / name for name in results]
 
 
-def plot(rows: Sequence[Row], folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+def plot(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     """Accuracy over the first layer that drops tokens (Fig. 5 of arXiv 2602.17196) and over the FLOPs left."""
     done = [row for row in rows if "accuracy" in row]
-    whole = [row for row in done if row["recipe"] is None]
-    level = (UNPRUNED, 100 * whole[0]["accuracy"]["all"]) if whole else None
-    pruned = [row for row in done if row["layers"]]
-    title = f"{settings['model']}: {settings['limit']} questions of each kind"
-    written = []
+    level = next(((UNPRUNED, _accuracy(row)) for row in done if row["recipe"] is None), None)
+    found = {}
     for name, label, x, without in (
         ("accuracy-layer", "first layer that drops visual tokens", _first_layer, ("layer", "layers")),
         ("accuracy-flops", "decoder prefill FLOPs left (%)", _flops, ("keep", "average", "ratio", "budget")),
     ):
         points: dict[str, list[tuple[float, float]]] = {}
-        for row in pruned:
-            one = Combination(row["recipe"], tuple(row["settings"]), row["budget"])
-            points.setdefault(one.spell(*without), []).append((x(row), 100 * row["accuracy"]["all"]))
+        for row in done:
+            if row["layers"]:
+                one = Combination(row["recipe"], tuple(row["settings"]), row["budget"])
+                points.setdefault(one.spell(*without), []).append((x(row), _accuracy(row)))
         if points:
-            path = folder / f"{name}.png"
             joined = {key: sorted(line) for key, line in points.items()}
-            plots.lines(path, joined, label, "exact answers (%)", title, level)
-            written.append(path)
-    return written
+            found[f"{name}.png"] = plots.lines(joined, (label, "exact answers (%)"), title, level)
+    return found
+
+
+def _accuracy(row: Row) -> float:
+    return 100 * float(row["accuracy"]["all"])
 
 
 def _first_layer(row: Row) -> float:

@@ -1,4 +1,4 @@
-"""Figures of `tokenprune profile` and `tokenprune horizon` as PNG bytes. Only here is matplotlib needed."""
+"""Figures of `profile`, `horizon`, `bench` and `sweep` as PNG bytes. Only here is matplotlib needed."""
 
 from __future__ import annotations
 
@@ -115,6 +115,58 @@ def heatmaps(
         scale = need().cm.ScalarMappable(need().colors.Normalize(-limit, limit), cmap="PuOr_r")
         bar = figure.colorbar(scale, ax=list(panels), fraction=0.05, pad=0.01)
         bar.ax.tick_params(labelsize=7)
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def lines(
+    points: Mapping[str, Sequence[tuple[float, float]]],
+    labels: tuple[str, str],
+    title: str,
+    level: tuple[str, float] | None = None,
+) -> bytes:
+    """Marked lines through (x, y) by name, with a dashed level to compare them with."""
+    figure = _figure(7.5, 4.6 + 0.11 * len(points))
+    axes = figure.subplots()
+    for i, (name, line) in enumerate(points.items()):
+        style = {"color": COLORS[i % len(COLORS)], "marker": MARKERS[(i + i // len(COLORS)) % len(MARKERS)]}
+        axes.plot(*zip(*line, strict=True), **style, alpha=0.9, label=name)
+    if level is not None:
+        axes.axhline(level[1], color="0.4", linestyle="--", linewidth=1, label=level[0])
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    _whole(axes)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def bars(
+    names: Sequence[str],
+    phases: Mapping[str, Sequence[float]],
+    ratios: Mapping[str, Sequence[float]],
+    labels: tuple[str, str],
+    title: str,
+) -> bytes:
+    """A row per name: left, phases stacked; right, ratios side by side."""
+    figure = _figure(11, 1.9 + 0.5 * len(names))
+    left, right = figure.subplots(1, 2)
+    colors, start = iter(COLORS), np.zeros(len(names))
+    at = np.arange(len(names))
+    for phase, values in phases.items():
+        left.barh(at, values, left=start, height=0.65, label=phase, color=next(colors))
+        start += np.array(values)
+    height = 0.7 / len(ratios)
+    for i, (ratio, values) in enumerate(ratios.items()):
+        offset = (i - (len(ratios) - 1) / 2) * height
+        drawn = right.barh(at + offset, values, height=height, label=ratio, color=next(colors))
+        right.bar_label(drawn, fmt="%.2f", padding=2, fontsize=8)
+    right.margins(x=0.12)
+    for axes, label, shown in ((left, labels[0], names), (right, labels[1], [""] * len(names))):
+        axes.set(xlabel=label, yticks=at, yticklabels=shown)
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.04 + 0.3 / len(names)), ncols=3, fontsize=8,
+                    frameon=False)  # fmt: skip
     figure.suptitle(title)
     return _png(figure)
 

@@ -18,8 +18,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .. import bench as benches
-from .. import plots, shapes
+from .. import shapes
 from .. import sweep as sweeps
+from ..analysis import plots
 from ..budget import read
 from ..errors import UnknownNameError
 from ..loading import load_model
@@ -30,7 +31,6 @@ from .catalog import BudgetOption
 from .run import AttnOption, DeviceOption, DtypeOption, _dtype
 
 OutputOption = Annotated[Path, typer.Option(help="Folder for what is measured.")]
-NoPlotsOption = Annotated[bool, typer.Option("--no-plots", help="Leave the pictures out, which need matplotlib.")]
 RecipesOption = Annotated[list[str], typer.Option("--recipe", "-r", help="A recipe; repeatable.")]
 
 TASKS = ("pico",)
@@ -53,7 +53,6 @@ def bench(
     ecl: Annotated[int | None, typer.Option(min=1, help="Entropy Collapse Layer; by default it is found.")] = None,
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="A picture of your own.")] = None,
     prompt: Annotated[str, typer.Option(help="The question about it.")] = "Describe the picture.",
-    no_plots: NoPlotsOption = False,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
@@ -62,8 +61,7 @@ def bench(
     if (model is None) == (random_init is None):
         raise typer.BadParameter("give a model or --random-init SHAPE, one of them", param_hint="MODEL")
     wanted = read(budget) if budget is not None else None
-    if not no_plots:
-        plots.figure()
+    plots.need()
     lm: Any
     if random_init is not None:
         share = shapes.check(random_init, scale)
@@ -71,13 +69,13 @@ def bench(
         where = device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = torch.float32 if _dtype(dtype) == "auto" and where == "cpu" else _torch_dtype(dtype)
         lm = shapes.build(random_init, share, kind, where, attn)
-        inputs = shapes.prompt(random_init, lm, text)
+        inputs, processor = shapes.prompt(random_init, lm, text), None
     else:
         loaded = load_model(str(model), attn, _dtype(dtype), device)
-        lm = loaded.model
+        lm, processor = loaded.model, loaded.processor
         picture = read_image(image) if image is not None else next(scenes.held_out(0)).picture
         inputs = loaded.inputs(prompt, [picture])
-    one = benches.Bench(lm, inputs, new_tokens)
+    one = benches.Bench(lm, inputs, new_tokens, processor)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("rounds", total=one.rounds(runs))
         found = one.measure(recipe, runs=runs, budget=wanted, ecl=ecl, done=lambda: progress.advance(task))
@@ -93,7 +91,7 @@ def bench(
         **machine(lm.device),
     }
     _print(benches.HEADER, benches.table(found), str(settings["model"]))
-    for path in benches.save(found, output, settings, not no_plots):
+    for path in benches.save(found, output, settings):
         print(path)
 
 
@@ -125,7 +123,6 @@ def sweep(
     seed: Annotated[int, typer.Option(min=0, help="Which scenes are drawn.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
     output: OutputOption = Path("sweep"),
-    no_plots: NoPlotsOption = False,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
@@ -134,8 +131,7 @@ def sweep(
     if task not in TASKS:
         raise UnknownNameError("task", task, TASKS)
     wanted = sweeps.combinations(recipe, settings or [], budget)
-    if not no_plots:
-        plots.figure()
+    plots.need()
     loaded = load_model(model, attn, _dtype(dtype), device)
     known = {"model": model, "task": task, "limit": limit, "seed": seed, "dtype": str(loaded.model.dtype)}
     asked: list[Task] = []
@@ -154,7 +150,7 @@ def sweep(
             rows.append(row)
             progress.update(bar, completed=i)
     _print(*sweeps.table(rows), f"{model}: {limit} questions of each kind")
-    for path in sweeps.save(rows, output, known, not no_plots):
+    for path in sweeps.save(rows, output, known):
         print(path)
 
 

@@ -84,7 +84,9 @@ class Task:
         model, device = self.loaded.model, self.loaded.model.device
         said: dict[str, list[str]] = {kind: [] for kind in KINDS}
         averages, shares, layers = [], [], set[int]()
-        pruning = None if recipe is None else prune(model, recipe, *overrides, budget=budget)
+        pruning = (
+            None if recipe is None else prune(model, recipe, *overrides, budget=budget, processor=self.loaded.processor)
+        )
         with nullcontext() if pruning is None else pruning:
             for pictures, questions in self._batches:
                 encoded = encode(model, {name: value.to(device) for name, value in pictures.items()})
