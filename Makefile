@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 FLOOR := .venv-floor
 EVAL := .venv-eval
+INT8 = --no-deps --target $(@D)/int8 torchao  # apart: where it lies, transformers imports it with every command
 PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
 ARGS ?=
@@ -21,7 +22,7 @@ demo: $(VENV)/base ## a picture, a question of each kind, with and without pruni
 	$(VENV)/bin/tokenprune demo $(ARGS)
 
 test: lint ## ruff, mypy and pytest (ARGS="-k entropy")
-	$(VENV)/bin/python -m pytest $(ARGS)
+	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest $(ARGS)
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -29,13 +30,13 @@ lint: $(VENV)/dev
 	$(VENV)/bin/mypy
 
 compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
-	$(VENV)/bin/python -m pytest --write-compatibility
+	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --write-compatibility
 
 test-eval: $(EVAL)/ready ## pytest of what needs lmms-eval (80 MB to download)
 	PYTHONPATH=$(EVAL) $(VENV)/bin/python -m pytest tests/test_eval.py $(ARGS)
 
 test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
-	$(FLOOR)/bin/python -m pytest $(ARGS)
+	PYTHONPATH=$(FLOOR)/int8 $(FLOOR)/bin/python -m pytest $(ARGS)
 
 wheel: $(VENV)/dev ## dist/*.whl, configs inside
 	$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
@@ -50,12 +51,14 @@ $(VENV)/base: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/base $(PLUGINS:=/pyproject.toml)
 	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
+	$(VENV)/bin/python $(PIP) -c constraints.txt $(INT8)
 	touch $@
 
 $(FLOOR)/dev: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -m venv $(FLOOR)
 	sed 's/^transformers==[^ ]*/transformers==5.19.0/' constraints.txt > $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/python $(PIP) -c $(FLOOR)/constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
+	$(FLOOR)/bin/python $(PIP) -c constraints.txt $(INT8)
 	touch $@
 
 $(EVAL)/ready: $(VENV)/dev tests/eval-requirements.txt
