@@ -7,11 +7,12 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 FLOOR := .venv-floor
+EVAL := .venv-eval
 PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
 ARGS ?=
 
-.PHONY: help demo test lint compatibility test-floor wheel clean
+.PHONY: help demo test lint compatibility test-eval test-floor wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +31,9 @@ lint: $(VENV)/dev
 compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 	$(VENV)/bin/python -m pytest --write-compatibility
 
+test-eval: $(EVAL)/ready ## pytest of what needs lmms-eval (80 MB to download)
+	PYTHONPATH=$(EVAL) $(VENV)/bin/python -m pytest tests/test_eval.py $(ARGS)
+
 test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
 	$(FLOOR)/bin/python -m pytest $(ARGS)
 
@@ -37,7 +41,7 @@ wheel: $(VENV)/dev ## dist/*.whl, configs inside
 	$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove environments, caches and builds
-	rm -rf $(VENV) $(FLOOR) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) $(FLOOR) $(EVAL) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,4 +56,9 @@ $(FLOOR)/dev: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
 	$(PYTHON) -m venv $(FLOOR)
 	sed 's/^transformers==[^ ]*/transformers==5.19.0/' constraints.txt > $(FLOOR)/constraints.txt
 	$(FLOOR)/bin/python $(PIP) -c $(FLOOR)/constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
+	touch $@
+
+$(EVAL)/ready: $(VENV)/dev tests/eval-requirements.txt
+	rm -rf $(EVAL)
+	$(VENV)/bin/python $(PIP) --no-deps --target $(EVAL) -r tests/eval-requirements.txt
 	touch $@

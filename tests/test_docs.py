@@ -51,8 +51,8 @@ def test_every_error_is_explained() -> None:
 
 
 def test_every_command_is_listed() -> None:
-    names = [command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert {"ls", "show", "check", "generate", "explain", "calibrate", "demo"} <= set(names)
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert {"ls", "show", "check", "generate", "explain", "calibrate", "eval", "demo"} <= set(names)
     for name in names:
         assert f"`tokenprune {name}" in REFERENCE
 
@@ -89,7 +89,7 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert links > 5
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "test-floor"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-eval", "test-floor"])
 def test_the_makefile_has_what_the_readme_says(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)

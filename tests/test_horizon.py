@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import ONE, inputs, model
+from families import FAMILIES, ONE, inputs, model
 from masking import hidden_by_mask
 from PIL import Image
 from test_cli import run
 
 from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.analysis import horizon
-from tokenprune.errors import BudgetError, UnsupportedModelError
+from tokenprune.errors import BudgetError
 from tokenprune.loading import load_model
 from tokenprune.registry import registry
 from tokenprune.values import View
 
 LAVA, N, LAYERS, TOKEN = LlavaAdapter(), 16, [0, 2, 5], 77
-CUT = horizon.windows(LAVA, model("llava").config, N, 3)
+CUT = horizon.windows(LAVA, model("llava").config, inputs("llava", ONE), 3)
 
 
 @torch.no_grad()
@@ -48,14 +48,23 @@ def test_windows_cover_the_picture() -> None:
     assert sorted(token for window in CUT for token in window.tokens) == list(range(N))
     assert CUT[1].tokens == (3, 7, 11)
     assert CUT[1].box == pytest.approx((0.75, 0, 1, 0.75))
-    assert [len(w.tokens) for w in horizon.windows(LAVA, model("llava").config, 2 * N, 9)] == [N, N]
-    assert [w.picture for w in horizon.windows(LAVA, model("llava").config, 2 * N, 9)] == [0, 1]
+    two = horizon.windows(LAVA, model("llava").config, inputs("llava", [(3, (2, "image", 3, "image", 5))]), 9)
+    assert [len(w.tokens) for w in two] == [N, N]
+    assert [w.picture for w in two] == [0, 1]
+    assert two[1].tokens == tuple(range(N, 2 * N))
 
 
-def test_a_family_without_places_is_refused() -> None:
-    lm = model("qwen2_5_vl")
-    with pytest.raises(UnsupportedModelError, match="not known yet"):
-        horizon.windows(registry().adapter(lm.config), lm.config, 16, 2)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_windows_of_every_family(family: str) -> None:
+    """Every token with a place is in one window; of LLaVA-NeXT, newlines have none."""
+    lm, given = model(family), inputs(family, ONE)
+    adapter = registry().adapter(lm.config)
+    cut = horizon.windows(adapter, lm.config, given, 2)
+    tokens = sorted(token for window in cut for token in window.tokens)
+    n = int(adapter.visual(lm.config, given["input_ids"]).sum())
+    assert len(tokens) == len(set(tokens)) <= n
+    assert tokens[-1] < n
+    assert (len(tokens) < n) == (family == "llava_next")
 
 
 def test_information_equals_a_slow_loop_with_masks() -> None:
@@ -79,8 +88,8 @@ def test_information_equals_a_slow_loop_with_masks() -> None:
 
 def test_rows_of_a_batch_keep_their_own_windows() -> None:
     """Windows of one size share a batch; alone they tell the same."""
-    cut = horizon.windows(LAVA, model("llava").config, N, 2)
     given = inputs("llava", ONE)
+    cut = horizon.windows(LAVA, model("llava").config, given, 2)
     found = [horizon.row(model("llava"), LAVA, given, TOKEN, cut, [1], batch=size)["windows"] for size in (1, 3, 32)]
     assert found[0][0] == pytest.approx(found[2][0], rel=1e-4)
     assert found[1][0] == pytest.approx(found[2][0], rel=1e-4)

@@ -346,8 +346,9 @@ def test_beams_and_several_answers() -> None:
 
 def test_the_processor_may_be_given_to_prune() -> None:
     tall, process = dotted((64, 96), PLACES[0]), PROCESSORS["llava, padded"]
-    with tokenprune.prune(model("llava"), "divprune@64", "prune.0.schedule.keep=5", processor=process) as pruning:
-        model("llava")(**inputs("llava, padded", [[tall]]))
+    given = inputs("llava, padded", [[tall]])
+    with tokenprune.prune(model("llava"), "divprune", "prune.0.schedule.keep=5", processor=process) as pruning:
+        model("llava")(**given)
     drawn = pruning.overlay(tall)
     assert drawn.tobytes() == pruning.overlay(tall, processor=process).tobytes()
     assert drawn.tobytes() != pruning.overlay(tall, processor=PROCESSORS["llava"]).tobytes()

@@ -120,7 +120,9 @@ class Pruning:
             raise TokenpruneError(NOTHING)
         layer = _one_of("stage", max(state.views) if stage is None else stage, list(state.views))
         _one_of("prompt", prompt, range(len(state.ids)))
-        places = drawing.placed(self._pruner.adapter, self._pruner.config, state, inputs or {}, prompt)
+        places = drawing.placed(
+            self._pruner.adapter, self._pruner.config, state.ids, state.visual, inputs or {}, prompt
+        )
         place = places[_one_of(f"picture of prompt {prompt}", picture, range(len(places)))]
         view = state.views[layer]
         heat = state.scores[layer][prompt].cpu() if scores else None

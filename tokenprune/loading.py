@@ -29,20 +29,29 @@ class Loaded:
         self, question: str, images: Sequence[Image.Image] = (), videos: Sequence[np.ndarray] = ()
     ) -> dict[str, torch.Tensor]:
         """Model inputs of one question, through the processor's chat template, on the model's device."""
-        text = self.chat(question, len(images), len(videos))
+        return self.batch([[_ask(question, len(images), len(videos))]], images, videos)
+
+    def batch(
+        self,
+        talks: Sequence[Sequence[dict[str, Any]]],
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[np.ndarray] = (),
+    ) -> dict[str, torch.Tensor]:
+        """Model inputs of several conversations, left-padded; `images` and `videos` are those of all, in order."""
+        texts = [self.processor.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in talks]
         media = {**({"images": list(images)} if images else {}), **({"videos": list(videos)} if videos else {})}
-        batch = self.processor(text=text, return_tensors="pt", **media)
+        more = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+        batch = self.processor(text=texts, return_tensors="pt", **more, **media)
         return dict(batch.to(self.model.device))
 
     def chat(self, question: str, images: int = 0, videos: int = 0) -> str:
         """The text of a question about so many pictures and videos, by the processor's chat template."""
-        content = [{"type": "image"}] * images + [{"type": "video"}] * videos
-        message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        return str(self.processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+        talk = [_ask(question, images, videos)]
+        return str(self.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
 
     def first_token(self, question: str, answer: str, images: int = 1) -> int:
         """The token that begins an answer, as the chat template goes on after the question."""
-        user = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
+        user = _ask(question, images)
         assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         render, tokenizer = self.processor.apply_chat_template, self.processor.tokenizer
         asked = tokenizer(render([user], add_generation_prompt=True, tokenize=False)).input_ids
@@ -60,6 +69,12 @@ class Loaded:
             out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = out[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+
+def _ask(question: str, images: int = 0, videos: int = 0) -> dict[str, Any]:
+    """A question as a message of a conversation."""
+    media = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    return {"role": "user", "content": [*media, {"type": "text", "text": question}]}
 
 
 def encode(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

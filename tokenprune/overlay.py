@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .errors import TokenpruneError
 from .interfaces import Adapter
-from .prompt import PromptState
 
 Shown = Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray]
 """A picture, or the frames of a video."""
@@ -32,8 +31,15 @@ class Placed:
     boxes: Float[Tensor, "n 5"]
 
 
-def placed(adapter: Adapter, config: Any, state: PromptState, inputs: Mapping[str, Any], prompt: int) -> list[Placed]:
-    """Pictures and videos of one prompt, in its order.
+def placed(
+    adapter: Adapter,
+    config: Any,
+    ids: Int[Tensor, "b s"],
+    visual: Bool[Tensor, "b s"],
+    inputs: Mapping[str, Any],
+    prompt: int,
+) -> list[Placed]:
+    """Pictures and videos of one prompt of a batch (`ids`, and which of them are visual tokens), in its order.
 
     Raises TokenpruneError if the family cannot tell, or `inputs` (what the processor returned) do not explain them.
     """
@@ -43,12 +49,12 @@ def placed(adapter: Adapter, config: Any, state: PromptState, inputs: Mapping[st
             f"where the visual tokens of {config.model_type} lie is not known: its adapter has to answer `boxes`"
         )
     given = inputs.get("input_ids")
-    copies = 1 if given is None else max(1, len(state.ids) // len(given))  # beams, or several answers to one prompt
+    copies = 1 if given is None else max(1, len(ids) // len(given))  # beams, or several answers to one prompt
     found = []
     for token, pictures in grids.items():
         source = iter(pictures)
-        for row in range(0, len(state.ids), copies):
-            columns = ((state.ids[row] == token) & state.visual[row]).nonzero()[:, 0].cpu()
+        for row in range(0, len(ids), copies):
+            columns = ((ids[row] == token) & visual[row]).nonzero()[:, 0].cpu()
             while len(columns):
                 boxes = next(source, None)
                 if boxes is None or not 0 < len(boxes) <= len(columns):

@@ -18,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..engine import Pruner
-from ..errors import BudgetError, UnsupportedModelError
+from ..errors import BudgetError
 from ..interfaces import Adapter, Scorer
+from ..overlay import placed
 from ..recipe import Pass, Recipe
 from ..schedules import Fixed
 from ..scorers.random import Random
@@ -36,12 +37,14 @@ class Window:
     """Neighbouring visual tokens of one picture.
 
     Attributes:
-        picture: which picture of the prompt.
+        picture: which picture or video of the prompt.
+        panel: which frame, or which of several grids over the same picture.
         box: left, top, right, bottom in [0, 1] of what the model saw of it.
         tokens: their places among the prompt's visual tokens.
     """
 
     picture: int
+    panel: int
     box: tuple[float, float, float, float]
     tokens: tuple[int, ...]
 
@@ -56,28 +59,27 @@ class Given(Scorer):
         return next(self.rows).to(seen.visual.device)
 
 
-def windows(adapter: Adapter, config: Any, n: int, size: int) -> list[Window]:
-    """The pictures of a prompt with `n` visual tokens cut into `size x size` tokens each; less at the far edges.
+def windows(adapter: Adapter, config: Any, inputs: Mapping[str, Tensor], size: int) -> list[Window]:
+    """The pictures of a prompt (a batch of one) cut into `size x size` tokens each; less at the far edges.
 
-    Tokens without a place in a picture belong to none. Raises UnsupportedModelError if this family cannot tell places.
+    Tokens without a place in a picture belong to none. Raises TokenpruneError if this family cannot tell places.
     """
-    boxes = adapter.boxes(config, n)
-    if boxes is None:
-        raise UnsupportedModelError(
-            f"where the {n} visual tokens of a {config.model_type} prompt lie in a picture is not known yet: use a "
-            "LLaVA-1.5 model"
-        )
+    ids = inputs["input_ids"]
+    visual = adapter.visual(config, ids)
+    token = visual[0].cumsum(0) - 1  # column of the prompt -> place among its visual tokens
     found: list[Window] = []
-    for picture in sorted({int(p) for p in boxes[:, 0].tolist() if p == p}):
-        mine = (boxes[:, 0] == picture).nonzero()[:, 0]
-        columns, rows = (
-            torch.from_numpy(np.unique(boxes[mine, side].numpy(), return_inverse=True)[1]) // size for side in (1, 2)
-        )
-        for place in sorted(set(zip(rows.tolist(), columns.tolist(), strict=True))):
-            here = mine[(rows == place[0]) & (columns == place[1])]
-            left, top = boxes[here, 1:3].amin(0).tolist()
-            right, bottom = boxes[here, 3:5].amax(0).tolist()
-            found.append(Window(picture, (left, top, right, bottom), tuple(here.tolist())))
+    for number, picture in enumerate(placed(adapter, config, ids, visual, inputs, 0)):
+        for panel in sorted({int(p) for p in picture.boxes[:, 0].tolist() if p == p}):
+            mine = ((picture.boxes[:, 0] == panel) & ~picture.boxes[:, 1].isnan()).nonzero()[:, 0]
+            boxes, tokens = picture.boxes[mine, 1:], token[picture.columns[mine]]
+            columns, rows = (
+                torch.from_numpy(np.unique(boxes[:, side].numpy(), return_inverse=True)[1]) // size for side in (0, 1)
+            )
+            for row, column in sorted(set(zip(rows.tolist(), columns.tolist(), strict=True))):
+                here = (rows == row) & (columns == column)
+                left, top = boxes[here, :2].amin(0).tolist()
+                right, bottom = boxes[here, 2:].amax(0).tolist()
+                found.append(Window(number, panel, (left, top, right, bottom), tuple(tokens[here].tolist())))
     return found
 
 

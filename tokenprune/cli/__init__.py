@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
-from . import analyse, catalog, measure, run
+from . import analyse, catalog, evaluate, measure, run
 
 app = typer.Typer(
     help="Visual token pruning for multimodal LLMs on stock transformers.",
@@ -21,6 +21,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("eval")(evaluate.evaluate)
 
 
 @app.callback()

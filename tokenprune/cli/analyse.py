@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
-from .. import files, overlay
+from .. import files
 from ..analysis import ecl, plots
 from ..analysis import horizon as horizons
 from ..analysis import profile as profiles
@@ -121,7 +121,7 @@ def horizon(
     asked = [(f"{i}/{question.kind}", scene, question) for i, scene in enumerate(drawn) for question in scene.questions]
     first = loaded.inputs(asked[0][2].text, [asked[0][1].picture])
     n = int(adapter.visual(loaded.model.config, first["input_ids"]).sum())
-    cut = horizons.windows(adapter, loaded.model.config, n, window)
+    cut = horizons.windows(adapter, loaded.model.config, first, window)
     settings = {
         **_settings("horizon", loaded, adapter), "task": task, "seed": seed, "window": window, "layers": chosen,
     }  # fmt: skip
@@ -201,10 +201,7 @@ def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[i
     """The first scene's questions, in up to eight layers."""
     few = sorted({round(i * (len(layers) - 1) / 7) for i in range(8)})
     first = [(key, scene, question) for key, scene, question in asked if key.startswith("0/")]
-    parts = [
-        (f"{q.kind}: {q.answer}", overlay.centre_square(scene.picture), horizons.information(rows[key])[few])
-        for key, scene, q in first
-    ]
+    parts = [(f"{q.kind}: {q.answer}", scene.picture, horizons.information(rows[key])[few]) for key, scene, q in first]
     return plots.heatmaps(parts, [window.box for window in cut], [layers[i] for i in few], title)
 
 

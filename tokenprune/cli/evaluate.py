@@ -1,0 +1,97 @@
+"""The command that runs benchmarks, through lmms-eval."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..budget import read
+from ..errors import TokenpruneError
+from ..recipe import load
+from .catalog import BudgetOption, OverridesArgument
+from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
+
+INSTALL = 'pip install "tokenprune-mllm[eval]"'
+
+
+def evaluate(
+    model: ModelArgument,
+    overrides: OverridesArgument = None,
+    tasks: Annotated[str, typer.Option(help="lmms-eval's ids, such as pope,mme,textvqa_val; or pico.")] = ...,  # type: ignore[assignment]
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
+    ] = None,
+    budget: BudgetOption = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task; all without it.")] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="A folder with lmms-eval tasks of your own.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for results.json and samples_TASK.jsonl.")] = Path("runs/eval"),
+    frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
+    attn: AttnOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Score a model on benchmarks with lmms-eval; with a recipe, pruned, and say how many visual tokens were kept."""
+    if overrides and recipe is None:
+        raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
+    if budget is not None and recipe is None:
+        raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
+    if (output / "results.json").exists():
+        raise typer.BadParameter(f"{output} holds results already: name another folder", param_hint="--output")
+    built = load(recipe, *(overrides or [])) if recipe else None
+    wanted = read(budget) if budget is not None else None
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    try:
+        from ..evaluation import run
+    except ImportError as error:
+        raise TokenpruneError(f"tokenprune eval needs lmms-eval ({error}): {INSTALL}") from error
+    results = run.evaluate(
+        names,
+        output,
+        limit,
+        include_path,
+        about={"model": model, "recipe": recipe, "overrides": overrides or [], "budget": budget},
+        pretrained=model,
+        recipe=built,
+        budget=wanted,
+        batch_size=batch_size,
+        device=device,
+        dtype=_dtype(dtype),
+        attn_implementation=attn,
+        max_num_frames=frames,
+    )
+    if results is not None:  # the first of several processes
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        console.print(_table(results))
+        console.print(f"results: {output / 'results.json'}")
+
+
+def _table(results: Mapping[str, Any]) -> Table:
+    """A row per metric of each task, and once per task its visual tokens."""
+    table = Table("task", "metric", "score", "± stderr", "visual tokens", "average over the layers", "left")
+    for task, scores in results["results"].items():
+        seen = results["tokenprune"]["visual"].get(task)
+        counts = ["", "", ""]
+        if seen and seen["visual_tokens"]:
+            total, left = seen["visual_tokens"], seen["visual_average"]
+            counts = [f"{total:.1f}", f"{left:.1f}", f"{left / total:.1%}"]
+        name = task
+        for key, value in scores.items():
+            metric, _, filtered = key.partition(",")
+            if not isinstance(value, (int, float)) or re.search(r"_stderr(_clt|_clustered)?$", metric):
+                continue
+            error = scores.get(f"{metric}_stderr,{filtered}")
+            deviation = f"{error:.4f}" if isinstance(error, float) else ""
+            label = metric if filtered in ("none", "") else f"{metric} ({filtered})"
+            table.add_row(name, label, f"{value:.4f}", deviation, *counts)
+            name, counts = "", ["", "", ""]
+    return table
