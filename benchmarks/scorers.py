@@ -2,8 +2,8 @@
 
     python benchmarks/scorers.py
 
-Random states in the geometry of benchmarks/prefill.py's model, whose unpruned prefill is measured in the same process;
-a third of the tokens stay of 576, 640 of 2880. `--width 4096 --depth 32 --head 128` is LLaVA-1.5-7B (16 bit, a GPU).
+Random states in the geometry of a decoder 16 x 1024, whose unpruned prefill is measured in the same process; a third
+of the tokens stay of 576, 640 of 2880. `--width 4096 --depth 32 --head 128` is LLaVA-1.5-7B (16 bit, a GPU).
 """
 
 from __future__ import annotations
@@ -17,16 +17,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prefill import IMAGE, VISUAL, build
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tokenprune import Seen
 from tokenprune.registry import registry
 
+IMAGE, VISUAL = 5, 576
 SIZES = {576: 192, 2880: 640}
 """Visual tokens, and how many of them stay."""
+
+
+def build(width: int, depth: int, vocabulary: int, dtype: torch.dtype) -> Any:
+    """A LLaVA of this decoder geometry behind a tower of a single small block."""
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        vocab_size=vocabulary,
+        pad_token_id=0,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
+        return LlavaForConditionalGeneration(config).eval().to(dtype)
 
 
 def median_ms(run: Callable[[], object], times: int) -> float:
@@ -94,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
-    model = build(args.width, args.depth, 32000, tower=False, dtype=dtype)
+    model = build(args.width, args.depth, 32000, dtype)
     prefill = {}
     for n in SIZES:
         ids = torch.randint(10, 32000, (1, n + args.text))

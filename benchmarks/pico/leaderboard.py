@@ -122,10 +122,10 @@ the recipes were chosen by their authors for other models. Ranks here need not b
 
 "Kept" is accuracy divided by unpruned accuracy, with the 95 % interval of {samples} bootstrap samples of scenes; kinds
 are kept shares too. `random` drops random tokens at the Entropy Collapse Layer, and earlier where that is too late for
-the budget. A recipe is marked ▼ where the whole interval of its paired
-difference to `random` lies below zero, and ▲ where it lies above. Tokens are the mean over blocks of {visual}; FLOPs
-are the decoder's prefill, towers and scorers left out. Made by `python benchmarks/pico/leaderboard.py`; the numbers are
-in [pico-leaderboard.json](../benchmarks/results/pico-leaderboard.json).
+the budget. A recipe is marked ▼ where the whole interval of its paired difference to `random` lies below zero, and ▲
+where it lies above. Tokens are the mean over blocks of {visual}; FLOPs are the decoder's prefill, towers and scorers
+left out. Made by `python benchmarks/pico/leaderboard.py`; the numbers are in
+[pico-leaderboard.json](../benchmarks/results/pico-leaderboard.json).
 """
 
 
