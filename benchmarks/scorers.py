@@ -9,7 +9,6 @@ of the tokens stay of 576, 640 of 2880. `--width 4096 --depth 32 --head 128` is 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,8 @@ from rich.table import Table
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from tokenprune import Seen
+from tokenprune.errors import TokenpruneError
+from tokenprune.files import write_json
 from tokenprune.registry import registry
 
 IMAGE, VISUAL = 5, 576
@@ -134,7 +135,7 @@ def main() -> None:
             make = shown(n, keep, args.text, args.width, args.head, dtype)
             try:
                 ms = median_ms(lambda make=make, name=name: scorers[name]().score(make()), args.times)
-            except Exception as error:  # it reads what a decoder does not have
+            except TokenpruneError as error:  # it reads what a decoder does not have
                 Console(stderr=True).print(f"{name} is left out: {error}")
                 break
             rows[name][f"ms_{n}"], rows[name][f"share_{n}"] = ms, ms / prefill[n]
@@ -147,8 +148,7 @@ def main() -> None:
     Console(width=100).print(table)
     if args.json:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"settings": settings, "prefill_ms": prefill, "rows": rows}, indent=1))
+        write_json(args.json, {"settings": settings, "prefill_ms": prefill, "rows": rows})
 
 
 if __name__ == "__main__":

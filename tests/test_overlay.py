@@ -399,8 +399,8 @@ def test_a_report_is_one_page_with_overlays_of_every_stage(tmp_path: Path) -> No
     with pytest.raises(TokenpruneError, match="pass processor="):
         pruning.report(path, [picture], given)
     assert path.read_text() == "old"
-    with pytest.raises(TokenpruneError, match="cannot write the report"):
-        pruning.report(tmp_path / "nowhere" / "report.html")
+    with pytest.raises(TokenpruneError, match=r"cannot write .*report\.html/inside\.html"):
+        pruning.report(path / "inside.html")
 
 
 def test_a_full_feature_tower_has_a_token_for_cls() -> None:

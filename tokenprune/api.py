@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from . import files, page
 from . import overlay as drawing
-from . import page
 from .budget import checked
 from .engine import Pruner
 from .errors import TokenpruneError, UnsupportedModelError
@@ -83,7 +83,8 @@ class Pruning:
                     for what in ("kept", "scores"):
                         drawn = self.overlay(shown, inputs, processor=processor, scores=what == "scores", **at)
                         figures.append((stage.layer, f"prompt {prompt}, picture {number}: {what}", drawn))
-            page.write(Path(html), f"{self._pruner.recipe.name} on {self._pruner.config.model_type}", made, figures)
+            title = f"{self._pruner.recipe.name} on {self._pruner.config.model_type}"
+            files.write(Path(html), page.render(title, made, figures))
         return made
 
     def overlay(

@@ -27,9 +27,10 @@ from .files import markdown, write
 from .flops import MIB, Geometry
 from .interfaces import Scheduler, Scorer
 from .loading import encode, without_pixels
-from .recipe import Pass, Recipe, RecipeLike, load
+from .recipe import Recipe, RecipeLike, load
 from .registry import registry
-from .values import Budget, Shape
+from .tower import Block
+from .values import Budget, Seen, Shape
 
 UNPRUNED = "unpruned"
 
@@ -131,44 +132,45 @@ class Stopwatch:
         self.seconds += time.perf_counter() - start
 
 
+@dataclass(frozen=True)
+class _Watched(Scorer):
+    """A scorer whose calls are watched."""
+
+    scorer: Scorer
+    watch: Stopwatch
+
+    @property
+    def tower(self) -> tuple[Block, ...]:
+        return self.scorer.tower
+
+    def score(self, seen: Seen) -> torch.Tensor:
+        with self.watch():
+            return self.scorer.score(seen)
+
+
+@dataclass(frozen=True)
+class _At(Scheduler):
+    """A schedule that is told the Entropy Collapse Layer."""
+
+    schedule: Scheduler
+    ecl: int
+
+    def plan(self, shape: Shape) -> dict[int, int]:
+        return self.schedule.plan(replace(shape, ecl=self.ecl))
+
+
 def watched(recipe: Recipe, watch: Stopwatch) -> Recipe:
     """The same recipe, each call of its scorers watched."""
-
-    def wrap(scorer: Scorer) -> Scorer:
-        kind = type(scorer)
-
-        def score(self: Any, seen: Any) -> torch.Tensor:
-            with watch():
-                return kind.score(self, seen)
-
-        return _changed(scorer, score=score)
-
-    return _each(recipe, lambda work: replace(work, scorer=wrap(work.scorer)))
+    passes = (replace(work, scorer=_Watched(work.scorer, watch)) for work in recipe.passes)
+    return replace(recipe, passes=tuple(passes))
 
 
 def at_layer(recipe: Recipe, ecl: int) -> Recipe:
     """The same recipe with its Entropy Collapse Layer said, where it asks for one."""
-
-    def wrap(schedule: Scheduler) -> Scheduler:
-        kind = type(schedule)
-
-        def plan(self: Any, shape: Shape) -> dict[int, int]:
-            return kind.plan(self, replace(shape, ecl=ecl))
-
-        return _changed(schedule, plan=plan, needs_ecl=False) if schedule.needs_ecl else schedule
-
-    return _each(recipe, lambda work: replace(work, schedule=wrap(work.schedule)))
-
-
-def _each(recipe: Recipe, change: Callable[[Pass], Pass]) -> Recipe:
-    return replace(recipe, passes=tuple(change(work) for work in recipe.passes))
-
-
-def _changed(part: Any, **attributes: Any) -> Any:
-    """The same settings in a class that differs in some attributes."""
-    kind = type(part)
-    made = type(kind.__name__, (kind,), attributes)
-    return made(**{entry.name: getattr(part, entry.name) for entry in fields(part) if entry.init})
+    passes = (
+        replace(work, schedule=_At(work.schedule, ecl)) if work.schedule.needs_ecl else work for work in recipe.passes
+    )
+    return replace(recipe, passes=tuple(passes))
 
 
 class _Clock(LogitsProcessor):  # type: ignore[misc]

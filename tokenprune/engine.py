@@ -149,6 +149,7 @@ class Pruner:
             self._add(self.base.register_forward_hook(self._end, always_call=True))
             self._add(self.decoder.register_forward_hook(self._restore))
             undo.pop_all()
+        torch.compiler.reset()  # compiled code does not notice hooks that come or go: have it compiled anew
         self._attached = True
         return self
 
@@ -187,7 +188,6 @@ class Pruner:
 
     def _add(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
-        torch.compiler.reset()  # compiled code does not notice hooks that come or go: have it compiled anew
 
     def _hook(self, turn: _Turn) -> None:
         """Hook the blocks that this pass needs, and for a prefill the projections that its stages may look at.
@@ -199,7 +199,9 @@ class Pruner:
         for block in range(first, self._first):
             enter = partial(self._enter, block)
             self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
-        self._first = min(self._first, first)
+        if first < self._first:
+            self._first = first
+            torch.compiler.reset()
         if turn.prefill and turn.prompt.stages:
             embed = partial(self._embed, turn)
             hook = self.blocks[0].register_forward_pre_hook(embed, with_kwargs=True, prepend=True)  # before `_enter`

@@ -20,13 +20,16 @@ class RecipeError(TokenpruneError):
 
 
 class UnknownNameError(TokenpruneError):
-    """A scorer, schedule, merger, recipe or model shape that nobody registered."""
+    """A scorer, schedule, merger, recipe, model shape or task that nobody registered.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    `listed` says where the known names stand, when they are too many to say them.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed: str | None = None) -> None:
         names = sorted(known)
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        super().__init__(f"there is no {kind} {name!r}: {hint}known: {', '.join(names) or 'none'}")
+        super().__init__(f"there is no {kind} {name!r}: {hint}{listed or 'known: ' + (', '.join(names) or 'none')}")
 
 
 class RegistryError(TokenpruneError):

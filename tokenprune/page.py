@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
-from pathlib import Path
 
 from PIL import Image
 
-from .errors import TokenpruneError
 from .report import Report
 
 LONGEST, SHORTEST = 1600, 240  # pixels of an embedded picture's sides, as stored and as shown
@@ -25,17 +22,6 @@ img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }
 
 Figure = tuple[int, str, Image.Image]
 """layer, caption, picture."""
-
-
-def write(path: Path, title: str, report: Report, figures: Sequence[Figure]) -> None:
-    """Write the report, whole or not at all. Raises TokenpruneError if it cannot be written."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        new.write_text(render(title, report, figures), encoding="utf-8")
-        os.replace(new, path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise TokenpruneError(f"cannot write the report {path}: {error}") from error
 
 
 def render(title: str, report: Report, figures: Sequence[Figure]) -> str:

@@ -179,7 +179,7 @@ class Recorder:
         mine, device = ops.row_hashes(rows[:, :WIDTH]), rows.device
         known = [recording for _, recording in list(self._kept.values())]
         hashes = [recording.hashes(rows.dtype).to(device) for recording in known]
-        ends = torch.tensor([0, *(len(h) for h in hashes)]).cumsum(0).tolist()
+        ends = [*accumulate(map(len, hashes), initial=0)]
         found = ops.find_equal(mine, torch.cat([mine[:0], *hashes]))
         strange = found < 0
         if (added := self.adapter.added(self.base)) is not None:

@@ -12,11 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..budget import read
 from ..errors import TokenpruneError
-from ..recipe import load
 from .catalog import BudgetOption, OverridesArgument
-from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
+from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype, chosen
 
 INSTALL = 'pip install "tokenprune-mllm[eval]"'
 
@@ -41,14 +39,9 @@ def evaluate(
     device: DeviceOption = None,
 ) -> None:
     """Score a model on benchmarks with lmms-eval; with a recipe, pruned, and say how many visual tokens were kept."""
-    if overrides and recipe is None:
-        raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
-    if budget is not None and recipe is None:
-        raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
+    built, wanted = chosen(recipe, overrides, budget)
     if (output / "results.json").exists():
         raise typer.BadParameter(f"{output} holds results already: name another folder", param_hint="--output")
-    built = load(recipe, *(overrides or [])) if recipe else None
-    wanted = read(budget) if budget is not None else None
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     try:
         from ..evaluation import run

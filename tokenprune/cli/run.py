@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import statistics
 import sys
 import time
@@ -24,13 +23,15 @@ from ..analysis import ecl as layers
 from ..api import Pruning, prune
 from ..budget import read
 from ..errors import TokenpruneError, UnknownNameError
+from ..files import write
 from ..interfaces import Calibration
 from ..loading import DTYPES, Loaded, load_model
 from ..media import pictures, read_image, read_video, save
 from ..overlay import Shown
 from ..pico import scenes
-from ..recipe import load
+from ..recipe import Recipe, load
 from ..registry import registry
+from ..values import Budget
 from .catalog import BudgetOption, OverridesArgument
 
 ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or pico (the bundled model).")]
@@ -43,6 +44,16 @@ def _dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise typer.BadParameter(f"expected one of {', '.join(DTYPES)}, got {dtype}", param_hint="--dtype")
     return dtype
+
+
+def chosen(recipe: str | None, overrides: list[str] | None, budget: str | None) -> tuple[Recipe | None, Budget | None]:
+    """What options ask for; settings and budgets without a recipe are bad usage."""
+    if overrides and recipe is None:
+        raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
+    if budget is not None and recipe is None:
+        raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
+    built = load(recipe, *(overrides or [])) if recipe else None
+    return built, read(budget) if budget is not None else None
 
 
 def generate(
@@ -72,16 +83,11 @@ def generate(
     device: DeviceOption = None,
 ) -> None:
     """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
-    if overrides and recipe is None:
-        raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
-    if budget is not None and recipe is None:
-        raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
+    built, wanted = chosen(recipe, overrides, budget)
     if overlay is not None and not (recipe and (image or video)):
         raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
     if report is not None and not recipe:
         raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
-    built = load(recipe, *(overrides or [])) if recipe else None
-    wanted = read(budget) if budget is not None else None
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -137,7 +143,7 @@ def calibrate(
             raise TokenpruneError(f"calibration {method!r}: {error}") from error
         print(text, end="")
         if output is not None:
-            _write(output, text)
+            write(output, text)
         return
     adapter = registry().adapter(loaded.model.config)
     profiles = []
@@ -159,7 +165,7 @@ def calibrate(
     print(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
     if output is not None:
         entry = {"depth": len(means), "layer": layer, "models": [Path(model).name]}
-        _write(output, yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
+        write(output, yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
 
 
 def _calibration(method: str) -> Calibration:
@@ -181,13 +187,6 @@ def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, 
             )
         given[key] = yaml.safe_load(value)
     return given
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none of it."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def demo(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +16,8 @@ from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import handle_non_serializable
 from loguru import logger
 
-from ..errors import TokenpruneError
+from ..errors import UnknownNameError
+from ..files import write
 from . import MODEL
 from .lmms import TokenpruneHf
 from .tasks import write_pico
@@ -77,19 +76,16 @@ def evaluate(
     visual = {task: _visual(lines) for task, lines in samples.items()}
     results["tokenprune"] = {**(about or {}), "tasks": list(tasks), "limit": limit, "visual": visual}
     for task, lines in samples.items():
-        _write(output / f"samples_{task}.jsonl", "".join(f"{_json(line)}\n" for line in lines))
-    _write(output / "results.json", _json(results, indent=2) + "\n")
+        write(output / f"samples_{task}.jsonl", "".join(f"{_json(line)}\n" for line in lines))
+    write(output / "results.json", _json(results, indent=2) + "\n")
     return results
 
 
 def _check(tasks: Iterable[str], known: Sequence[str]) -> None:
     for task in tasks:
         if task not in known:
-            close = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-            raise TokenpruneError(
-                f"there is no task {task!r}: {hint}lmms-eval tasks list shows all; a folder with your own is "
-                "--include-path"
+            raise UnknownNameError(
+                "task", task, known, "`lmms-eval tasks list` shows all; a folder with your own is --include-path"
             )
 
 
@@ -114,11 +110,3 @@ def _visual(samples: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 def _json(value: Any, **more: Any) -> str:
     return json.dumps(value, default=handle_non_serializable, ensure_ascii=False, **more)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
