@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,9 +149,9 @@ def calibrate(
     adapter = registry().adapter(loaded.model.config)
     profiles = []
     for inputs in prompts:
-        visual = adapter.visual(loaded.model.config, inputs["input_ids"])
+        visual = partial(adapter.visual, loaded.model.config, inputs["input_ids"])
         decoder = adapter.decoder(adapter.base(loaded.model))
-        profiles.append(layers.layer_entropies(adapter, decoder, visual, lambda i=inputs: loaded.model(**i)))  # type: ignore[misc]
+        profiles.append(layers.layer_entropies(adapter, decoder, visual, partial(loaded.model, **inputs)))
     means = [statistics.fmean(values) for values in zip(*profiles, strict=True)]
     layer = layers.collapse(means)
     table = Table("block", "entropy (nats)", "drop to the next", title=f"{len(shown)} pictures", title_justify="left")
