@@ -41,16 +41,17 @@ NO_PRESET = "none"
 
 STYLE = """
 .compared { width: 100%; border-collapse: collapse }
-#answers .compared :is(th, td) { padding: .35em .6em; text-align: left; overflow-wrap: anywhere; vertical-align: top;
+#answers .compared :is(th, td) { padding: .35em .6em; text-align: left; vertical-align: top;
   border: 1px solid var(--border-color-primary) }
-#answers .compared tr:first-child th { overflow-wrap: normal }
+#answers .compared th { overflow-wrap: break-word; word-break: normal }
+#answers .compared td { overflow-wrap: anywhere }
 .compared .answer td { font-size: 1.25em; font-weight: 600 }
 .message { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7em 1em; border-radius: .4em;
   border: 1px solid var(--error-border-color); background: var(--error-background-fill);
   color: var(--error-text-color) }
 :is(#answers, #said) .html-container { padding: 0 }
 #overlays .grid-wrap { min-height: 0; max-height: none }
-#overlays .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(140px, 30%), 1fr)) }
+#overlays .grid-container { grid-template-columns: repeat(auto-fit, minmax(max(140px, 24%), 1fr)) }
 """
 
 
@@ -74,7 +75,7 @@ class Comparison:
         visual: visual tokens of the prompt.
         sides: unpruned, pruned.
         stages: what was dropped where.
-        figures: the picture, and per stage what survived and the scores, each with its caption.
+        figures: per stage what is left and the scores, each with its caption; the picture if nothing was dropped.
         entropy: entropy of the visual tokens by layer, the Entropy Collapse Layer marked.
         collapse: that layer in words.
     """
@@ -113,11 +114,12 @@ def compare(
     pairs = [(one.run().prefill_ms, one.run(pruning).prefill_ms) for _ in range(ROUNDS + 1)][1:]
     before, after = (statistics.median(each) for each in zip(*pairs, strict=True))
     name = recipe if isinstance(recipe, str) else load(recipe).name
-    figures = [(_enlarged(picture), f"{one.visual} visual tokens")]
+    figures = []
     for stage in report.stages:
         for scores, what in ((False, f"{stage.kept[0]} left"), (True, "scores")):
             drawn = pruning.overlay(picture, inputs, stage=stage.layer, scores=scores)
             figures.append((_enlarged(drawn), f"layer {stage.layer}: {what}"))
+    figures = figures or [(_enlarged(picture), f"all {one.visual} tokens")]
     entropy, collapse = _entropy(loaded, inputs)
     sides = (
         Side(UNPRUNED, loaded.answer(inputs), one.visual, report.kv_mib.full, 1.0, before),
@@ -207,8 +209,9 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
         seed: which scenes are offered.
     """
     gr = need()
-    load(recipe)
-    base, _, first_preset = recipe.rpartition("@") if recipe.rpartition("@")[0] in registered() else (recipe, "", "")
+    base, _, preset = recipe.rpartition("@")
+    if not (base in registered() or Path(base).is_file()):
+        base, preset = recipe, ""
     drawn = list(islice(scenes.held_out(seed), SCENES))
     shown = drawn[0].picture if image is None else upload(image)
     asked = {question.text: question.answer for question in drawn[0].questions}
@@ -290,7 +293,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
                         list(dict.fromkeys([*registered(), base])), value=base, label="Recipe", min_width=150
                     )
                     chosen = gr.Dropdown(
-                        [NO_PRESET, *presets(base)], value=first_preset or NO_PRESET, label="Preset", min_width=150
+                        [NO_PRESET, *presets(base)], value=preset or NO_PRESET, label="Preset", min_width=150
                     )
                 layers = gr.Slider(
                     0, depth - 1, 0, step=1, buttons=[], label="Layer", info="Decoder blocks that see every token.",
@@ -308,7 +311,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
                     answers = gr.HTML(padding=False, elem_id="answers")
                     gr.Markdown("What is left, and by which scores, from low (dark) to high (bright):")
                     overlays = gr.Gallery(
-                        label="What is left", show_label=False, format="png", columns=3, object_fit="contain",
+                        label="What is left", show_label=False, format="png", columns=4, object_fit="contain",
                         height="auto", buttons=[], interactive=False, elem_id="overlays",
                     )  # fmt: skip
                     curve = gr.Image(
@@ -323,6 +326,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
             "concurrency_limit": 1,
             "concurrency_id": "model",
             "trigger_mode": "always_last",
+            "show_progress_on": [answers, overlays, curve],  # and not on the sliders, which may be moved again
         }
         gr.on([page.load, button.click, question.submit, own_layer.input, own_budget.input], **run)
         for slider, own_choice in ((layers, own_layer), (budgets, own_budget)):
@@ -353,6 +357,7 @@ def serve(page: Any, host: str = "127.0.0.1", port: int = 7860) -> str:
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
+            run_history=False,
             footer_links=[],
             css=STYLE,
             quiet=True,
