@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_cli import Stub
 
 import tokenprune
 from tokenprune import web
@@ -124,6 +125,16 @@ def test_the_entropy_figure_marks_the_models_layer(made: web.Comparison, monkeyp
     assert texts == [["queries (ECL 2)", "ECL of the model: 1"], ["queries (ECL 2)"]]
     marked = [line.get_xdata()[0] for line in figures[0].axes[0].lines[1:]]
     assert marked == [2.5, 1.5]
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava", "qwen2_5_vl"])
+def test_every_family(family: str) -> None:
+    made = web.compare(Stub(family), SCENE.picture.resize((96, 64)), "x", "fastv", budget="3/4")  # type: ignore[arg-type]
+    (stage,) = made.stages
+    assert made.visual == stage.total[0] > stage.kept[0] > 0
+    assert made.sides[1].tokens < made.sides[0].tokens == made.visual
+    assert min(made.figures[0][0].size) >= 240
+    assert made.figures[0][0].tobytes() != made.figures[1][0].tobytes()
 
 
 def test_budget_and_layer_move_tokens_and_pictures(pico: Loaded) -> None:
@@ -295,7 +306,7 @@ def opened(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
     """Opens the page; at the end there must be no error in the console and no request to another host."""
     errors, hosts = list[str](), set[str]()
 
-    def open_page(width: int = 1280, height: int = 900, forgive: str = "^$") -> Any:
+    def open_page(width: int = 1280, height: int = 900) -> Any:
         page = chromium.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(WAIT)
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
@@ -368,6 +379,11 @@ def test_load_ask_and_move_the_sliders(opened: Callable[..., Any], pico: Loaded)
     slide(page, "layer", 1 / 7)
     page.wait_for_selector("#answers p:has-text('After layer 1')")
     assert overlay(page) != was
+    before = cells(page)
+    for _ in range(20):
+        page.press("#budget input[type=range]", "ArrowRight")
+    page.get_by_role("button", name="Ask").click()  # keys move the slider, the button asks
+    assert float(changed(page, before, "visual tokens")["visual tokens"][1].split()[0]) > 60
 
 
 @needs_browser
