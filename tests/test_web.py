@@ -235,7 +235,9 @@ def test_an_unknown_recipe_is_said_before_the_page(capsys: pytest.CaptureFixture
 
 
 @needs_gradio
-def test_the_server_asks_nobody_and_limits_uploads(pico: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_asks_nobody_and_limits_uploads(
+    pico: Loaded, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import httpx
 
     asked, resolve = set(), socket.getaddrinfo
@@ -247,13 +249,16 @@ def test_the_server_asks_nobody_and_limits_uploads(pico: Loaded, monkeypatch: py
     monkeypatch.setattr(socket, "getaddrinfo", note)
     monkeypatch.setenv("GRADIO_SHARE", "True")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("prune: [{scorer: random, schedule: {name: fixed, layer: 2, keep: 9}}]")
+    SCENE.picture.save(tmp_path / "mine.png")
     page, port = web.build(pico, "fastv@64", seed=3), free_port()
     try:
         address = web.serve(page, port=port)
         assert address == f"http://127.0.0.1:{port}/"
         assert (page.share, page.share_url, page.analytics_enabled) == (False, None, False)
         with pytest.raises(TokenpruneError, match=f"cannot listen on 127.0.0.1:{port}"):
-            web.serve(web.build(pico), port=port)
+            web.serve(web.build(pico, str(mine), tmp_path / "mine.png"), port=port)
         sizes = {
             size: httpx.post(f"{address}gradio_api/upload", files={"files": bytes(size)}) for size in (9, 11 << 20)
         }
