@@ -11,7 +11,7 @@ EVAL := .venv-eval
 WEB := .venv-web
 INT8 = --no-deps --target $(@D)/int8 torchao  # apart: where it lies, transformers imports it with every command
 PIP := -m pip --disable-pip-version-check install --quiet
-PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
+PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers plugins/tokenprune-tower
 ARGS ?=
 
 .PHONY: help demo web test lint compatibility test-eval test-web test-floor wheel clean
