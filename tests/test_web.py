@@ -35,6 +35,8 @@ from tokenprune.pico import scenes
 SCENE = next(scenes.held_out(0))
 QUESTION = SCENE.questions[-1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+IN_TOWER = {"tower": "vision", "scorer": "random", "schedule": {"name": "spread", "keep": 0.5, "strategy": "skip"}}
+DEEP = {"scorer": "random", "schedule": {"name": "fixed", "layer": 4, "keep": 9}}
 WAIT = 60_000  # milliseconds: an upper bound, nothing waits that long
 
 
@@ -200,9 +202,25 @@ def test_an_upload_that_is_no_picture_names_its_file_only(tmp_path: Path, monkey
         web.upload(tmp_path / "b.png")
 
 
-@pytest.mark.parametrize(("recipe", "free"), [("entropyprune", True), ("fastv@64", True), ("pyramiddrop", False)])
-def test_which_recipes_have_a_layer_to_move(recipe: str, free: bool) -> None:
-    assert web.takes_layer(recipe) is free
+@pytest.mark.parametrize(
+    ("recipe", "number"), [("entropyprune", 0), ("fastv@64", 0), ("pyramiddrop", None), ("both", 1), ("tower", None)]
+)
+def test_which_pass_has_a_layer_to_move(recipe: str, number: int | None) -> None:
+    ours: dict[str, Any] = {"both": {"prune": [IN_TOWER, DEEP]}, "tower": {"prune": [IN_TOWER]}}
+    assert web.movable(ours.get(recipe, recipe)) == number
+
+
+def test_stages_inside_the_vision_tower(pico: Loaded) -> None:
+    """Nobody keeps their scores; the layer that can be moved is the decoder's."""
+    recipe = {"name": "both", "prune": [IN_TOWER, DEEP]}
+    made = web.compare(pico, SCENE.picture, QUESTION.text, recipe, "prune.1.schedule.layer=5")
+    assert [stage.tower is None for stage in made.stages] == [False] * (len(made.stages) - 1) + [True]
+    assert len(made.stages) > 1
+    assert [caption for _, caption in made.figures][-3:] == [
+        f"{made.stages[-2].where}: {made.stages[-2].kept[0]} left", "layer 5: 9 left", "layer 5: scores",
+    ]  # fmt: skip
+    assert made.stages[-2].where.startswith("tower")
+    assert f"after layer 5, random keeps 9 of {made.stages[-1].total[0]}" in web.table(made)
 
 
 # The command

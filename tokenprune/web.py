@@ -116,9 +116,9 @@ def compare(
     name = recipe if isinstance(recipe, str) else load(recipe).name
     figures = []
     for stage in report.stages:
-        for scores, what in ((False, f"{stage.kept[0]} left"), (True, "scores")):
-            drawn = pruning.overlay(picture, inputs, stage=stage.layer, scores=scores)
-            figures.append((_enlarged(drawn), f"layer {stage.layer}: {what}"))
+        for what in (f"{stage.kept[0]} left", "scores") if stage.tower is None else (f"{stage.kept[0]} left",):
+            drawn = pruning.overlay(picture, inputs, stage=stage.layer, scores=what == "scores")
+            figures.append((_enlarged(drawn), f"{_where(stage)}: {what}"))
     figures = figures or [(_enlarged(picture), f"all {one.visual} tokens")]
     entropy, collapse = _entropy(loaded, inputs)
     sides = (
@@ -153,6 +153,10 @@ def _enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
 
 
+def _where(stage: StageReport) -> str:
+    return f"layer {stage.where}" if stage.tower is None else stage.where
+
+
 def table(made: Comparison, truth: str = "") -> str:
     """HTML: both ways side by side, and the stages in words."""
     rows = {
@@ -167,7 +171,7 @@ def table(made: Comparison, truth: str = "") -> str:
         f'<tr class="{name.split()[-1]}"><th>{name}</th><td>{left}</td><td>{right}</td></tr>'
         for name, (left, right) in rows.items()
     )
-    stages = [f"after layer {s.layer}, {escape(s.scorer)} keeps {s.kept[0]} of {s.total[0]}" for s in made.stages]
+    stages = [f"after {_where(s)}, {escape(s.scorer)} keeps {s.kept[0]} of {s.total[0]}" for s in made.stages]
     words = "; ".join(stages) or "Nothing was dropped: the recipe keeps as many tokens as there are"
     known = f"<p>The right answer is <b>{escape(truth)}</b>.</p>" if truth else ""
     return f'<table class="compared"><tr><th></th>{head}</tr>{body}</table>{known}<p>{words[0].upper()}{words[1:]}.</p>'
@@ -183,10 +187,12 @@ def upload(path: Path) -> Image.Image:
     return picture
 
 
-def takes_layer(recipe: RecipeLike) -> bool:
-    """Whether the first pass prunes at one layer that a setting can move."""
-    schedule = load(recipe).passes[0].schedule
-    return schedule.needs_ecl or hasattr(schedule, "layer")
+def movable(recipe: RecipeLike) -> int | None:
+    """Which pass a layer is set for: the first one in the decoder, if it prunes at one layer; else None."""
+    built = load(recipe)
+    first = len(built.tower)
+    schedule = built.passes[first].schedule if built.decoder else None
+    return first if schedule is not None and (schedule.needs_ecl or hasattr(schedule, "layer")) else None
 
 
 def need() -> Any:
@@ -229,17 +235,13 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
         own_budget: bool,
         percent: float,
     ) -> dict[Any, Any]:
+        full = recipe if preset == NO_PRESET else f"{recipe}@{preset}"
         try:
             if path is None:
                 raise MediaError("there is no picture: choose an example, or drop one of yours")
-            made = compare(
-                loaded,
-                upload(Path(path)),
-                question or "",
-                recipe if preset == NO_PRESET else f"{recipe}@{preset}",
-                *([] if own_layer else [f"prune.0.schedule.layer={layer:.0f}"]),
-                budget=None if own_budget else f"{percent:.0f}/100",
-            )
+            lines = [] if own_layer else [f"prune.{movable(full)}.schedule.layer={layer:.0f}"]
+            budget = None if own_budget else f"{percent:.0f}/100"
+            made = compare(loaded, upload(Path(path)), question or "", full, *lines, budget=budget)
         except TokenpruneError as error:
             return {said: _message(error), results: gr.update(visible=False)}
         return {
@@ -249,7 +251,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
             overlays: made.figures,
             curve: made.entropy,
             words: made.collapse,
-            layers: made.stages[0].layer if own_layer and made.stages else layer,
+            layers: next((stage.layer for stage in made.stages if own_layer and stage.tower is None), layer),
             budgets: made.percent if own_budget else percent,
         }
 
@@ -268,8 +270,8 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
             return [None, gr.skip(), gr.skip(), _message(error), gr.skip()]
 
     def follow(recipe: str) -> list[Any]:
-        free = takes_layer(recipe)
-        return [gr.update(choices=[NO_PRESET, *presets(recipe)], value=NO_PRESET), gr.update(interactive=free)]
+        free = gr.update(interactive=movable(recipe) is not None)
+        return [gr.update(choices=[NO_PRESET, *presets(recipe)], value=NO_PRESET), free, free]
 
     with gr.Blocks(title="tokenprune", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown(f"# tokenprune\nThe same question to **{name}**, with all visual tokens and with some dropped.")
@@ -297,9 +299,9 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
                     )
                 layers = gr.Slider(
                     0, depth - 1, 0, step=1, buttons=[], label="Layer", info="Decoder blocks that see every token.",
-                    interactive=takes_layer(recipe), elem_id="layer",
+                    interactive=movable(recipe) is not None, elem_id="layer",
                 )  # fmt: skip
-                own_layer = gr.Checkbox(True, label="the recipe's own layer")
+                own_layer = gr.Checkbox(True, label="the recipe's own layer", interactive=movable(recipe) is not None)
                 budgets = gr.Slider(
                     1, 100, 100, step=1, buttons=[], label="Budget (%)", elem_id="budget",
                     info="Visual tokens that a decoder block sees on average.",
@@ -334,7 +336,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
             slider.input(**moved)  # by keys, which release nothing: the button asks
             slider.release(**moved).then(**run)
         reset = {"fn": lambda: (True, True), "outputs": [own_layer, own_budget], "queue": False}
-        recipes.input(follow, recipes, [chosen, layers], queue=False).then(**reset).then(**run)
+        recipes.input(follow, recipes, [chosen, layers, own_layer], queue=False).then(**reset).then(**run)
         chosen.input(**reset).then(**run)
         texts.click(lambda sample: sample[0], texts, question, queue=False).then(**run)
         examples.click(pick, examples, [picture, question, truths, texts], queue=False).then(**run)
