@@ -140,8 +140,8 @@ def _entropy(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[Image.Image, st
     queries = found["states"]["queries"]
     here, known = queries["ecl"]["layer"], ecl.known(loaded.model, adapter)
     words = (
-        f"The Entropy Collapse Layer of this model is {'not known yet' if known is None else known}. It is a mean over "
-        f"pictures; in this prompt alone entropy falls most after layer {here}."
+        f"The Entropy Collapse Layer of this model is {'not known yet' if known is None else known}. In this prompt "
+        f"alone entropy falls most after layer {here}."
     )
     figure = plots.entropy({**found, "states": {"queries": queries}}, "entropy of the visual tokens", known, (5, 3.2))
     return Image.open(io.BytesIO(figure)), words
