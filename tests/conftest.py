@@ -9,6 +9,7 @@ import pytest
 import torch
 from compatibility import Compatibility
 
+pytest_plugins = ["tokenprune.contract.plugin"]  # where tokenprune is installed, pytest finds it by itself
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 

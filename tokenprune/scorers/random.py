@@ -19,6 +19,7 @@ class Random(Scorer):
     Two stages with one seed draw nested sets; give them two seeds for independent ones.
     """
 
+    equivariant = True
     seed: int = 0
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
