@@ -8,21 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
     "pyproject.toml", "tokenprune", "plugins", "configs", "tests", "docs", "benchmarks", "README.md", "LICENSE",
     "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--wheel-dir", folder, ROOT], check=True, timeout=120)
-    return next(folder.glob("*.whl"))
 
 
 def test_the_distribution_is_named_tokenprune_mllm(wheel: Path) -> None:

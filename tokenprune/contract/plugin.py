@@ -63,8 +63,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     kind = module.removeprefix(f"{__package__}.test_")
     parts = getattr(metafunc.cls, "parts", ()) or metafunc.config.getoption(f"--tokenprune-{kind}")
+    from ..errors import TokenpruneError
     from .cases import parameters
 
     names = [name for name in (kind, "family") if name in metafunc.fixturenames]
-    found = parameters(kind, parts, metafunc.config.getoption("--tokenprune-family"), alone=len(names) == 1)
+    try:
+        found = parameters(kind, parts, metafunc.config.getoption("--tokenprune-family"), alone=len(names) == 1)
+    except TokenpruneError as error:
+        pytest.fail(str(error), pytrace=False)
     metafunc.parametrize(names, [pytest.param(*values[: len(names)], id=label) for label, values in found.items()])
