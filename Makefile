@@ -13,7 +13,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
 ARGS ?=
 
-.PHONY: help demo test lint compatibility test-eval test-floor wheel clean
+.PHONY: help demo test lint compatibility test-eval test-floor wheel sdist dist clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -41,6 +41,14 @@ test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
 wheel: $(VENV)/dev ## dist/*.whl, configs inside
 	$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
+sdist: $(VENV)/dev ## dist/*.tar.gz
+	$(VENV)/bin/python -m hatchling build --target sdist --directory dist
+
+dist: $(VENV)/release ## wheel and sdist of this version alone, checked by twine
+	rm -rf dist
+	$(MAKE) wheel sdist
+	$(VENV)/bin/python -m twine check --strict dist/*
+
 clean: ## remove environments, caches and builds
 	rm -rf $(VENV) $(FLOOR) $(EVAL) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
 
@@ -52,6 +60,10 @@ $(VENV)/base: pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/base $(PLUGINS:=/pyproject.toml)
 	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
 	$(VENV)/bin/python $(PIP) -c constraints.txt $(INT8)
+	touch $@
+
+$(VENV)/release: $(VENV)/dev
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[release]"
 	touch $@
 
 $(FLOOR)/dev: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)

@@ -79,7 +79,7 @@ def run_main(*arguments: str) -> int:
 
 def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A command away from the checkout; installed plugins that are not in the folder stay out."""
-    env = {**os.environ, "PYTHONPATH": str(site / "site"), "TOKENPRUNE_PLUGINS": "loud,vip"}
+    env = {**os.environ, "PYTHONPATH": str(site / "site"), "TOKENPRUNE_PLUGINS": "loud,vip", "OMP_NUM_THREADS": "1"}
     code = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
     return subprocess.run(
         [*code, *command], cwd=site / "tokenprune-loud", env=env, capture_output=True, text=True, timeout=300
