@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from ..interfaces import Adapter
 from ..schedules import Fixed
 from ..scorers.diversity import Diversity
 from ..scorers.random import Random
-from .cases import Part
+from .base import Contract
 from .families import ONE, RAGGED, Family
 from .looking import Tried, same, watched
 from .masking import hidden_by_mask
@@ -55,10 +55,8 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
-class TestAdapter:
-    """An adapter must do this; `parts` as for scorers."""
-
-    parts: ClassVar[tuple[Part, ...]] = ()
+class TestAdapter(Contract):
+    """What every adapter must do."""
 
     def test_it_supports_its_model(self, adapter: Adapter, family: Family) -> None:
         assert adapter.refuse(family.model().config) is None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 
 from ..api import prune
 from ..schedules import Fixed
-from .cases import Merging, Part, layer_of
+from .base import Contract
+from .cases import Merging, layer_of
 from .families import RAGGED, Family
 from .looking import KEEP, Tried, Words, merged
 
@@ -26,10 +27,8 @@ def check(tried: Tried, trial: str) -> None:
     assert rows.isfinite().all(), "expected finite rows"
 
 
-class TestMerger:
-    """A merger must do this; `parts` as for scorers."""
-
-    parts: ClassVar[tuple[Part, ...]] = ()
+class TestMerger(Contract):
+    """What every merger must do."""
 
     @pytest.mark.parametrize("trial", TRIALS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

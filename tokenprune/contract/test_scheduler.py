@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
-from typing import ClassVar
 
 import pytest
 
 from ..errors import BudgetError, LayerError
 from ..interfaces import Scheduler
 from ..values import Shape
-from .cases import Part
+from .base import Contract
 
 DEPTHS = (1, 2, 4, 6, 7, 28, 32)
 COUNTS = (0, 1, 2, 3, 16, 36, 576, 577, 2880)
@@ -35,10 +34,8 @@ def _fits(scheduler: Scheduler, depth: int) -> bool:
     return not isinstance(planned(scheduler, shape(depth, 576)), Exception)
 
 
-class TestScheduler:
-    """A schedule must do this; `parts` as for scorers."""
-
-    parts: ClassVar[tuple[Part, ...]] = ()
+class TestScheduler(Contract):
+    """What every schedule must do."""
 
     def test_its_settings_are_a_value(self, scheduler: Scheduler) -> None:
         """A frozen dataclass: two with the same settings are the same."""

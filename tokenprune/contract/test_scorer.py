@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from ..api import prune
 from ..engine import NUMBERS
 from ..interfaces import Scorer
 from ..schedules import Fixed
-from .cases import Part, layer_of
+from .base import Contract
+from .cases import layer_of
 from .families import ONE, RAGGED, Family
 from .looking import KEEP, Tried, Words, scored
 
@@ -27,10 +28,8 @@ def check(tried: Tried, trial: str, n: int) -> None:
     assert score.isfinite().all(), f"expected finite numbers, got {score.tolist()}"
 
 
-class TestScorer:
-    """A scorer must do this; to test your own, inherit and name it in `parts`."""
-
-    parts: ClassVar[tuple[Part, ...]] = ()
+class TestScorer(Contract):
+    """What every scorer must do."""
 
     def test_its_settings_are_a_value(self, scorer: Scorer) -> None:
         """A frozen dataclass: two with the same settings are the same."""
