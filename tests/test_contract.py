@@ -35,15 +35,21 @@ SCHEDULES = [
 ] + [
     {"name": "table", "layers": [0, 2, 5], "keep": [0.9, 12, "1/8"]},
     {"name": "table", "layers": ["1/32", *THREE, "31/32"], "keep": [90, 80, 9, 9, 0]},
+    {"name": "spread", "keep": 0.3, "strategy": "mean"},
+    {"name": "spread", "keep": 7, "strategy": "increasing", "alpha": 3.0},
+    {"name": "spread", "remove": 5},
 ]
+NAMED = {settings["name"] for settings in SCHEDULES}
 
 
 class TestEveryScorer(test_scorer.TestScorer):
-    parts = tuple(registry().entries["scorer"])
+    parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.thing, Scorer))
 
 
 class TestEverySchedule(test_scheduler.TestScheduler):
-    parts = (*registry().entries["scheduler"], *SCHEDULES)
+    """As the recipes use them; any schedule that has no settings above must do with its defaults, or with recipes."""
+
+    parts = ("fixed", "ecl", "pyramid", *sorted(registry().entries["scheduler"].keys() - NAMED), *SCHEDULES)
 
 
 class TestEveryMerger(test_merger.TestMerger):

@@ -70,6 +70,10 @@ def _read(kind: str, part: Part) -> dict[str, Any]:
 
 
 def _scorers(settings: dict[str, Any]) -> dict[str, Scorer]:
+    if not issubclass(registry().get("scorer", settings["name"]), Scorer):
+        raise TokenpruneError(
+            f"{settings['name']} ranks pictures inside the vision tower: the contract is that of scorers in the decoder"
+        )
     return _built("scorer", settings, lambda given: _one({"scorer": given, "schedule": Fixed(layer=0, keep=1)}))
 
 
@@ -92,7 +96,8 @@ def _built(key: str, settings: dict[str, Any], make: Callable[[dict[str, Any]], 
         fault = error
     if len(settings) == 1:
         thing = registry().get("scheduler" if key == "schedule" else key, name)
-        used = [getattr(work, key) for work in _passes() if type(getattr(work, key)) is thing]
+        works = [work for work in _passes() if key == "schedule" or not work.tower]
+        used = [getattr(work, key) for work in works if type(getattr(work, key)) is thing]
         made += [part for i, part in enumerate(used) if part not in made and part not in used[:i]]
     if not made:
         raise fault or RecipeError(name, ["no settings"])
@@ -113,7 +118,11 @@ def _mergings(settings: dict[str, Any]) -> dict[str, Merging]:
     """With the scorers that the registered recipes pair it with; without any, random tokens."""
     name = settings["name"]
     merger = registry().get("merger", name)
-    scorers = {_name("scorer", work.scorer): work.scorer for work in _passes() if work.merge == name}
+    scorers = {
+        _name("scorer", work.scorer): work.scorer
+        for work in _passes()
+        if work.merge == name and not work.tower and isinstance(work.scorer, Scorer)
+    }
     return {
         f"{name}-{scorer}": Merging(name, merger, thing) for scorer, thing in (scorers or {"random": Random()}).items()
     }
