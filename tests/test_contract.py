@@ -14,12 +14,14 @@ import torch
 
 from tokenprune import Scheduler, Scorer, Seen, Shape
 from tokenprune.adapters.llava import LlavaAdapter
-from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_scorer
+from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_scorer, test_tower_scorer
 from tokenprune.contract.cases import Merging
 from tokenprune.contract.families import Family, shipped
 from tokenprune.errors import LayerError
+from tokenprune.interfaces import TowerScorer
 from tokenprune.registry import Entry, registry
 from tokenprune.scorers.random import Random
+from tokenprune.tower import Pictures, Ranking
 
 THREE = ["8/32", "16/32", "24/32"]
 BUDGETS: list[dict[str, Any]] = [{"keep": k} for k in (0, 1, 7, 0.5, "1/3")] + [{"average": 0.9}]
@@ -44,6 +46,10 @@ NAMED = {settings["name"] for settings in SCHEDULES}
 
 class TestEveryScorer(test_scorer.TestScorer):
     parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.thing, Scorer))
+
+
+class TestEveryTowerScorer(test_tower_scorer.TestTowerScorer):
+    parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.thing, TowerScorer))
 
 
 class TestEverySchedule(test_scheduler.TestScheduler):
@@ -174,6 +180,58 @@ def test_a_scorer_that_is_fine_passes() -> None:
 def test_a_faulty_scorer_is_found(fault: str) -> None:
     failed = run(test_scorer.TestScorer, Faulty(fault))
     assert any(FINDS[fault] in name for name in failed), failed
+    assert "test_its_settings_are_a_value" not in failed
+
+
+@dataclass(frozen=True)
+class FaultyInTower(TowerScorer):
+    """Keeps the tokens with the longest keys, and does one thing wrong."""
+
+    fault: str = ""
+
+    def rank(self, pictures: Pictures) -> Ranking:
+        scores = pictures.keys.float().norm(dim=-1)
+        first = torch.zeros_like(pictures.tokens)
+        if self.fault == "shape":
+            return Ranking(scores[:, 1:])
+        if self.fault == "NaN in bfloat16" and pictures.hidden.dtype == torch.bfloat16:
+            return Ranking(scores * torch.nan)
+        if self.fault == "merges into what is dropped":
+            return Ranking(pictures.tokens.float() + scores * 0, first)
+        if self.fault == "needs two tokens":
+            return Ranking(scores - scores[:, 1:2])
+        if self.fault == "needs tokens that differ":
+            return Ranking((scores - scores.mean()) / (scores.amax() - scores.amin()))
+        if self.fault == "draws":
+            return Ranking(scores + torch.rand(()))
+        if self.fault == "in place":
+            pictures.keys.mul_(2)
+        if self.fault == "looks at other pictures":
+            return Ranking(scores - scores.mean(0))
+        return Ranking(scores) if self.fault != "no ranking" else scores  # type: ignore[return-value]
+
+
+IN_TOWER = {
+    "shape": "ranks_every_token",
+    "no ranking": "ranks_every_token",
+    "NaN in bfloat16": "ranks_every_token",
+    "merges into what is dropped": "ranks_every_token",
+    "needs two tokens": "ranks_every_token",
+    "needs tokens that differ": "ranks_every_token",
+    "draws": "same_twice",
+    "in place": "same_twice",
+    "looks at other pictures": "do_not_see_each_other",
+}
+
+
+def test_a_tower_scorer_that_is_fine_passes() -> None:
+    assert run(test_tower_scorer.TestTowerScorer, FaultyInTower()) == set()
+
+
+@pytest.mark.parametrize("fault", IN_TOWER)
+def test_a_faulty_tower_scorer_is_found(fault: str) -> None:
+    failed = run(test_tower_scorer.TestTowerScorer, FaultyInTower(fault))
+    assert any(IN_TOWER[fault] in name for name in failed), failed
     assert "test_its_settings_are_a_value" not in failed
 
 

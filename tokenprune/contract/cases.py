@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..errors import RecipeError, TokenpruneError, UnknownNameError
-from ..interfaces import Adapter, Merger, Scheduler, Scorer, reads
+from ..interfaces import Adapter, Merger, Scheduler, Scorer, TowerScorer, reads
 from ..recipe import Pass, load, presets, registered
 from ..registry import registry
 from ..schedules import Fixed
@@ -44,10 +44,10 @@ def parameters(
     if kind == "adapter":
         return {f"{name}-{one.name}": (part, one) for name, part, one in _adapters(parts, every)}
     build: dict[str, Callable[[dict[str, Any]], Mapping[str, Any]]]
-    build = {"scorer": _scorers, "scheduler": _schedulers, "merger": _mergings}
+    build = {"scorer": _scorers, "tower_scorer": _tower_scorers, "scheduler": _schedulers, "merger": _mergings}
     made: dict[str, Any] = {}
     for part in parts:
-        made.update(build[kind](_read(kind, part)))
+        made.update(build[kind](_read(kind.removeprefix("tower_"), part)))
     if alone or kind == "scheduler":
         return {name: (part, None) for name, part in made.items()}
     return {f"{name}-{one.name}": (part, one) for name, part in made.items() for one in every}
@@ -72,9 +72,16 @@ def _read(kind: str, part: Part) -> dict[str, Any]:
 def _scorers(settings: dict[str, Any]) -> dict[str, Scorer]:
     if not issubclass(registry().get("scorer", settings["name"]), Scorer):
         raise TokenpruneError(
-            f"{settings['name']} ranks pictures inside the vision tower: the contract is that of scorers in the decoder"
+            f"{settings['name']} ranks pictures inside the vision tower: test it with --tokenprune-tower-scorer"
         )
     return _built("scorer", settings, lambda given: _one({"scorer": given, "schedule": Fixed(layer=0, keep=1)}))
+
+
+def _tower_scorers(settings: dict[str, Any]) -> dict[str, TowerScorer]:
+    if not issubclass(registry().get("scorer", settings["name"]), TowerScorer):
+        raise TokenpruneError(f"{settings['name']} ranks tokens in the decoder: test it with --tokenprune-scorer")
+    work = {"tower": "vision", "schedule": Fixed(layer=0, keep=1)}
+    return _built("scorer", settings, lambda given: _one({**work, "scorer": given}), tower=True)
 
 
 def _schedulers(settings: dict[str, Any]) -> dict[str, Scheduler]:
@@ -85,7 +92,9 @@ def _one(work: dict[str, Any]) -> Pass:
     return load({"name": "the contract", "prune": [work]}).passes[0]
 
 
-def _built(key: str, settings: dict[str, Any], make: Callable[[dict[str, Any]], Pass]) -> dict[str, Any]:
+def _built(
+    key: str, settings: dict[str, Any], make: Callable[[dict[str, Any]], Pass], tower: bool = False
+) -> dict[str, Any]:
     """The part that these settings make. A name alone: with its defaults, and as the registered recipes use it."""
     name = settings["name"]
     made: list[Any] = []
@@ -96,7 +105,7 @@ def _built(key: str, settings: dict[str, Any], make: Callable[[dict[str, Any]], 
         fault = error
     if len(settings) == 1:
         thing = registry().get("scheduler" if key == "schedule" else key, name)
-        works = [work for work in _passes() if key == "schedule" or not work.tower]
+        works = [work for work in _passes() if key == "schedule" or bool(work.tower) == tower]
         used = [getattr(work, key) for work in works if type(getattr(work, key)) is thing]
         made += [part for i, part in enumerate(used) if part not in made and part not in used[:i]]
     if not made:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("scorer", "scheduler", "merger", "adapter")
+KINDS = ("scorer", "tower_scorer", "scheduler", "merger", "adapter")
 HOME = Path(__file__).parent
 MODULES = [f"{__package__}.test_{kind}" for kind in KINDS]
 
 pytest.register_assert_rewrite(*MODULES)
+
+
+def option(kind: str) -> str:
+    return f"--tokenprune-{kind.replace('_', '-')}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,11 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for kind in KINDS:
         text = "a model family" if kind == "adapter" else "or, as in a recipe, '{name: NAME, setting: value}'"
         group.addoption(
-            f"--tokenprune-{kind}",
+            option(kind),
             action="append",
             default=[],
             metavar="NAME",
-            help=f"test this {kind}: a registered name, {text}; may be repeated",
+            help=f"test this {kind.replace('_', ' ')}: a registered name, {text}; may be repeated",
         )
     group.addoption(
         "--tokenprune-family",
@@ -35,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Unknown names, and settings that make no sense, are bad usage: said before anything runs."""
-    chosen = {kind: config.getoption(f"--tokenprune-{kind}") for kind in KINDS}
+    chosen = {kind: config.getoption(option(kind)) for kind in KINDS}
     if any(chosen.values()):
         from ..errors import TokenpruneError
         from .cases import parameters
@@ -46,14 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
         except TokenpruneError as error:
             raise pytest.UsageError(str(error)) from error
     elif any(arg.replace("/", ".").rstrip(".").endswith("tokenprune.contract") for arg in config.args):
-        options = ", ".join(f"--tokenprune-{kind} NAME" for kind in KINDS)
+        options = ", ".join(f"{option(kind)} NAME" for kind in KINDS)
         raise pytest.UsageError(f"the contract needs a part to test: give one of {options}")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Of the contract's own files, only those of the kinds that were asked for."""
     kind = collection_path.stem.removeprefix("test_")
-    return not config.getoption(f"--tokenprune-{kind}") if collection_path.parent == HOME and kind in KINDS else None
+    return not config.getoption(option(kind)) if collection_path.parent == HOME and kind in KINDS else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,7 +66,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if module not in MODULES:
         return
     kind = module.removeprefix(f"{__package__}.test_")
-    parts = getattr(metafunc.cls, "parts", ()) or metafunc.config.getoption(f"--tokenprune-{kind}")
+    parts = getattr(metafunc.cls, "parts", ()) or metafunc.config.getoption(option(kind))
     from ..errors import TokenpruneError
     from .cases import parameters
 
