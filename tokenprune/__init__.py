@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from .api import Pruning, attach, prune
     from .errors import TokenpruneError
     from .hookspecs import hookimpl
-    from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer
+    from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer, TowerScorer
     from .recipe import Pass, Recipe
+    from .tower import Pictures, Ranking
     from .values import Seen, Shape
 
 __version__ = "0.1.0"
@@ -27,13 +28,16 @@ __all__ = [
     "Calibration",
     "Merger",
     "Pass",
+    "Pictures",
     "Pruning",
+    "Ranking",
     "Recipe",
     "Scheduler",
     "Scorer",
     "Seen",
     "Shape",
     "TokenpruneError",
+    "TowerScorer",
     "attach",
     "hookimpl",
     "prune",
@@ -42,8 +46,9 @@ _WHERE = {
     "api": ("Pruning", "attach", "prune"),
     "errors": ("TokenpruneError",),
     "hookspecs": ("hookimpl",),
-    "interfaces": ("Adapter", "Calibration", "Merger", "Scheduler", "Scorer"),
+    "interfaces": ("Adapter", "Calibration", "Merger", "Scheduler", "Scorer", "TowerScorer"),
     "recipe": ("Pass", "Recipe"),
+    "tower": ("Pictures", "Ranking"),
     "values": ("Seen", "Shape"),
 }
 

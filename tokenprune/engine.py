@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.masking_utils import create_causal_mask
@@ -471,40 +471,18 @@ class Pruner:
         The tower's stages are those before layer 0: its last one, before the projector, has the number -1.
         """
         prompt, everything = turn.prompt, turn.prompt.everything.to(hidden.device)
-        visual = prompt.visual.to(hidden.device)
-        holes = hidden[..., 0].isnan() & visual
-        gone = torch.where(holes, hidden[..., 1], tower.depth)
-        left = torch.stack([(visual & (gone > layer)).sum(1) for layer in range(tower.depth)])
-        flags = [*tower.flags, ("", ~(hidden.isnan().any(-1) & ~holes).any())]
-        tower.flags.clear()
-        fine = torch.stack([flag.to(hidden.device) for _, flag in flags])
-        *rows, good = [*left.tolist(), fine.tolist()]  # the one sync
-        if wrong := [who for (who, _), one in zip(flags, good, strict=True) if not one]:
-            passes = ", ".join(f"prune.{number}" for number in range(len(self.recipe.tower)))
-            raise (
-                ScorerError(f"{wrong[0]}: this pass's outputs and cache are not to be used")
-                if wrong[0]
-                else PromptError(
-                    f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds "
-                    "NaN, or the adapter does not name all columns of visual tokens"
-                )
-            )
-        if not tower.whole and any(n == count > 0 for n, count in zip(rows[-1], prompt.counts, strict=True)):
-            raise PromptError(
-                "the recipe has passes with tower: vision, and a prompt's pictures were encoded outside of the pruning "
-                "block: encode them inside it"
-            )
-        before, local = prompt.counts, None
-        for layer, kept in enumerate(map(tuple, rows)):
+        holes = hidden[..., 0].isnan() & prompt.visual.to(hidden.device)
+        gone = torch.where(holes, hidden[..., 1], tower.depth)  # before which block
+        before, view, local = prompt.counts, everything, None
+        for layer, kept in enumerate(self._left(turn, tower, hidden, holes, gone)):
             if kept != before:
-                at = layer - tower.depth
                 lengths = [every - n + k for every, n, k in zip(everything.lengths, prompt.counts, kept, strict=True)]
                 view, local = everything.narrow(everything.valid & (~holes | (gone > layer)), lengths)
+                at = layer - tower.depth
                 prompt.stages[at] = Stage(tower.works[layer], before, kept, tower=layer)
                 prompt.views[at], before = view, kept
-        prompt.stages.update(
-            plan_stages(self.recipe, len(self.blocks), before, self.ecl, self.budget, whole=prompt.counts)
-        )
+        depth = len(self.blocks)
+        prompt.stages.update(plan_stages(self.recipe, depth, before, self.ecl, self.budget, whole=prompt.counts))
         self._hook_projections(turn)
         if max(prompt.stages, default=-1) >= 0:
             turn.embedded = hidden.masked_fill(holes[..., None], 0)
@@ -514,6 +492,30 @@ class Pruner:
         hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
         turn.rotary[prompt.layers(0)] = self._rotary(turn, 0, hidden, kwargs)
         return hidden
+
+    def _left(
+        self, turn: _Turn, tower: TowerPruner, hidden: Tensor, holes: Bool[Tensor, "b s"], gone: Float[Tensor, "b s"]
+    ) -> list[tuple[int, ...]]:
+        """Visual tokens that each layer of the tower left of each prompt. Raises what was wrong in there."""
+        visual = turn.prompt.visual.to(hidden.device)
+        left = torch.stack([(visual & (gone > layer)).sum(1) for layer in range(tower.depth)])
+        who, flags = zip(*tower.flags, ("", ~(hidden.isnan().any(-1) & ~holes).any()), strict=True)
+        tower.flags.clear()
+        *rows, fine = [*left.tolist(), torch.stack([flag.to(hidden.device) for flag in flags]).tolist()]  # the one sync
+        if not all(fine):
+            if culprit := who[fine.index(False)]:
+                raise ScorerError(f"{culprit}: this pass's outputs and cache are not to be used")
+            passes = ", ".join(f"prune.{number}" for number in range(len(self.recipe.tower)))
+            raise PromptError(
+                f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds NaN, or "
+                "the adapter does not name all columns of visual tokens"
+            )
+        if not tower.whole and any(n == count > 0 for n, count in zip(rows[-1], turn.prompt.counts, strict=True)):
+            raise PromptError(
+                "the recipe has passes with tower: vision, and a prompt's pictures were encoded outside of the pruning "
+                "block: encode them inside it"
+            )
+        return [tuple(row) for row in rows]
 
     def _held(self, turn: _Turn, block: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """The 2-D mask over what a block holds, and how many positions it lags behind if those are compact."""

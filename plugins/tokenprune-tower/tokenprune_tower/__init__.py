@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune import hookimpl
-from tokenprune.interfaces import TowerScorer
+from tokenprune import TowerScorer, hookimpl
 
 from .evoprune import EvoPrune
 from .folder import Folder

@@ -10,9 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenprune import ops
-from tokenprune.interfaces import TowerScorer
-from tokenprune.tower import Pictures, Ranking
+from tokenprune import Pictures, Ranking, TowerScorer, ops
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune import ops
-from tokenprune.interfaces import TowerScorer
-from tokenprune.tower import Pictures, Ranking
+from tokenprune import Pictures, Ranking, TowerScorer, ops
 
 
 @dataclass(frozen=True)

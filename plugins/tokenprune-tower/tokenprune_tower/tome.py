@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune import ops
-from tokenprune.interfaces import TowerScorer
-from tokenprune.tower import Pictures, Ranking
+from tokenprune import Pictures, Ranking, TowerScorer, ops
 
 
 @dataclass(frozen=True)
