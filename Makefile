@@ -13,7 +13,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
 ARGS ?=
 
-.PHONY: help demo test lint compatibility test-eval test-floor wheel clean
+.PHONY: help demo test lint docs compatibility test-eval test-floor wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,6 +29,9 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/docs ## site/, the documentation as pages that need no network
+	$(VENV)/bin/mkdocs build --strict --quiet
+
 compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --write-compatibility
 
@@ -42,7 +45,7 @@ wheel: $(VENV)/dev ## dist/*.whl, configs inside
 	$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove environments, caches and builds
-	rm -rf $(VENV) $(FLOOR) $(EVAL) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) $(FLOOR) $(EVAL) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo site
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +55,10 @@ $(VENV)/base: pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/base $(PLUGINS:=/pyproject.toml)
 	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
 	$(VENV)/bin/python $(PIP) -c constraints.txt $(INT8)
+	touch $@
+
+$(VENV)/docs: $(VENV)/base
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[docs]"
 	touch $@
 
 $(FLOOR)/dev: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
