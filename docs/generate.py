@@ -105,12 +105,17 @@ def commands() -> str:
     group: Any = typer.main.get_command(app)
     parts = []
     for name, command in group.commands.items():
-        usage = " ".join(command.collect_usage_pieces(command.context_class(command)))
-        parts.append(f"## tokenprune {name}\n\n{_paragraphs(command.help)}\n\n```text\ntokenprune {name} {usage}\n```\n")
-        rows = [_row(one) for one in command.params if getattr(one, "help", None) or one.param_type_name == "option"]
-        if rows:
-            parts.append(table(["argument or option", "default", "what"], rows))
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        usage = " ".join([f"tokenprune {name}", *map(_usage, arguments), "[OPTIONS]"])
+        parts.append(f"## tokenprune {name}\n\n{_paragraphs(command.help)}\n\n```text\n{usage}\n```\n")
+        if command.params:
+            parts.append(table(["argument or option", "default", "what"], [_row(one) for one in command.params]))
     return "\n".join(parts)
+
+
+def _usage(argument: Any) -> str:
+    shown = argument.name.upper() + ("..." if argument.nargs != 1 else "")
+    return shown if argument.required else f"[{shown}]"
 
 
 def _row(parameter: Any) -> list[str]:
