@@ -25,7 +25,9 @@ def panels() -> list[tuple[Image.Image, str]]:
         with tokenprune.prune(pico.model, recipe, budget=1 / 3) as pruning:
             answer = pico.answer(inputs)
         kept = pruning.report().stages[-1]
-        made.append((pruning.overlay(picture), f"{recipe}: {kept.kept[0]} from layer {kept.layer} on\nanswer: {answer}"))
+        made.append(
+            (pruning.overlay(picture), f"{recipe}: {kept.kept[0]} from layer {kept.layer} on\nanswer: {answer}")
+        )
     return made
 
 
