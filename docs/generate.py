@@ -59,7 +59,7 @@ def recipes() -> str:
                 " ".join(f"`@{preset}`" for preset in presets(name)),
                 str(content.get("about", "")).rstrip("."),
                 f"[{paper}](https://arxiv.org/abs/{paper})" if paper else "",
-                registry().entries["recipe"][name].distribution.removeprefix("tokenprune-"),
+                registry().entries["recipe"][name].distribution.removeprefix("tokenprune-").replace("mllm", "built in"),
             ]
         )
     return table(["recipe", "presets", "what", "paper", "from"], rows)

@@ -17,10 +17,8 @@ SOURCES = "source"  # the folder of the site where such files go
 
 def on_files(files: Files, config: Any) -> Files:
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
-        name = f"notebooks/{path.stem}"
         for uri, content in pages(json.loads(path.read_text()), path.stem).items():
             files.append(File.generated(config, f"notebooks/{uri}", content=content))
-        files.append(File.generated(config, f"{name}.ipynb", content=path.read_text()))
     for page in [file for file in files if file.src_uri.endswith(".md")]:
         for target in OUTSIDE.findall(page.content_string):
             if files.get_file_from_path(_site(target)) is None:
