@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = re.compile(r"\]\(\.\./((?!\.\.)[^)#]+)\)")  # a link from docs/ to a file beside it
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 SOURCES = "source"  # the folder of the site where such files go
 
 
@@ -50,6 +51,6 @@ def pages(notebook: dict[str, Any], name: str) -> dict[str, str | bytes]:
                 made[picture] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![output of the cell above]({picture})")
             elif said := "".join(output.get("text", data.get("text/plain", ""))).rstrip():
-                parts.append(f"```text\n{said}\n```")
+                parts.append(f"```text\n{ANSI.sub('', said)}\n```")
     parts.append(f"*[This page as a notebook]({name}.ipynb)*")
     return {**made, f"{name}.md": "\n\n".join(parts) + "\n"}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 import tokenprune.errors as errors
 from tokenprune import hookspecs
@@ -226,6 +227,16 @@ def test_what_is_not_run_says_why_and_is_counted() -> None:
     assert {page: pages.count(page) for page in pages} == {"evaluate.md": 2, "flash-attention.md": 2}
 
 
+def test_the_picture_shows_what_the_readme_says() -> None:
+    script = module(DOCS / "images" / "make.py")
+    unpruned, entropyprune, fastv = script.panels()
+    assert unpruned[1].endswith("7 2")
+    assert entropyprune[1] == "entropyprune: 16 from layer 2 on\nanswer: 2 2"
+    assert fastv[1] == "fastv: 16 from layer 2 on\nanswer: 7 2"
+    assert script.draw([unpruned, entropyprune, fastv]).size == Image.open(DOCS / "images" / "overlay.png").size
+    assert (DOCS / "images" / "overlay.png").stat().st_size < 300_000
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebooks_are_small_whole_and_linked(path: Path) -> None:
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
@@ -236,12 +247,12 @@ def test_notebooks_are_small_whole_and_linked(path: Path) -> None:
 
 
 def test_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In real kernels, side by side, on two scenes; each cell gives outputs of the kinds that are stored."""
+    """In real kernels, side by side, on one scene; each cell gives outputs of the kinds that are stored."""
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     stored = [nbformat.read(path, 4) for path in NOTEBOOKS]
     assert len(stored) == 3
-    fresh = [nbformat.from_dict(json.loads(re.sub(r"limit=\d+", "limit=2", json.dumps(one)))) for one in stored]
+    fresh = [nbformat.from_dict(json.loads(re.sub(r"limit=\d+", "limit=1", json.dumps(one)))) for one in stored]
     module(DOCS / "notebooks" / "make.py").execute(fresh, tmp_path)
     for old, new in zip(stored, fresh, strict=True):
         for before, after in zip(old.cells, new.cells, strict=True):

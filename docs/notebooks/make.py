@@ -1,4 +1,4 @@
-"""Runs the notebooks in kernels of their own and stores what they say: `python docs/notebooks/make.py [NAME.ipynb ...]`."""
+"""Runs notebooks in kernels of their own and stores what they say: `python docs/notebooks/make.py [NAME.ipynb ...]`."""
 
 from __future__ import annotations
 
