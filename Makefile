@@ -30,7 +30,7 @@ lint: $(VENV)/dev
 	$(VENV)/bin/mypy
 
 docs: $(VENV)/docs ## site/, the documentation as pages that need no network
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --write-compatibility
