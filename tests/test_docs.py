@@ -179,7 +179,7 @@ def run(line: str) -> None:
         line = re.sub(r"(=[^,\s]+|--budget [^,\s]+),\S+", r"\1", line)  # the first of a list of values
         line = re.sub(r"--dtype \w+", "", line)  # that of a GPU
         if words[1] == "bench":  # so few blocks that presets of 32 cannot be met
-            line = re.sub(r"@\d+", "", re.sub(r"--scale \S+", "--scale 1/8", line))
+            line = re.sub(r"@\d+", "", re.sub(r"--scale \S+", "--scale 1/16", line))
         with pytest.raises(SystemExit) as done:
             main(shlex.split(line))
         assert (done.value.code or 0) == (1 if words[1] == "eval" else 0), line
@@ -250,6 +250,7 @@ def test_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In real kernels, side by side, on one scene; each cell gives outputs of the kinds that are stored."""
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     stored = [nbformat.read(path, 4) for path in NOTEBOOKS]
     assert len(stored) == 3
     fresh = [nbformat.from_dict(json.loads(re.sub(r"limit=\d+", "limit=1", json.dumps(one)))) for one in stored]
@@ -263,13 +264,20 @@ def kinds(cell: Any) -> list[Any]:
     return [sorted(one.get("data", {})) or one.name for one in cell.get("outputs", ())]
 
 
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     links = 0
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text()):
             links += 1
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-    assert links > 5
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(found), f"{page.name}: {target}#{anchor}"
+    assert links > 50
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "docs", "test-eval", "test-floor"])
