@@ -10,7 +10,7 @@ FLOOR := .venv-floor
 EVAL := .venv-eval
 INT8 = --no-deps --target $(@D)/int8 torchao  # apart: where it lies, transformers imports it with every command
 PIP := -m pip --disable-pip-version-check install --quiet
-PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers
+PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers plugins/tokenprune-tower
 ARGS ?=
 
 .PHONY: help demo test lint docs compatibility test-eval test-floor wheel clean

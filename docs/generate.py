@@ -52,13 +52,13 @@ def recipes() -> str:
     rows = []
     for name in registered():
         content = yaml.safe_load(source(name))
-        paper = str(content.get("paper", "")).removeprefix("arXiv ")
+        papers = [one for one in str(content.get("paper", "")).removeprefix("arXiv ").split(", ") if one]
         rows.append(
             [
                 f"`{name}`",
                 " ".join(f"`@{preset}`" for preset in presets(name)),
                 str(content.get("about", "")).rstrip("."),
-                f"[{paper}](https://arxiv.org/abs/{paper})" if paper else "",
+                ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers),
                 registry().entries["recipe"][name].distribution.removeprefix("tokenprune-").replace("mllm", "built in"),
             ]
         )

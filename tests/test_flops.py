@@ -91,7 +91,10 @@ def test_reported_kv_is_what_the_cache_really_holds(family: str) -> None:
 def test_named_shapes_are_the_published_ones() -> None:
     llama = Geometry(depth=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_size=128)
     qwen = Geometry(depth=28, width=3584, ffn=18944, heads=28, kv_heads=4, head_size=128)
-    assert {name: replace(shape, family="") for name, shape in SHAPES.items()} == {
+    tower = {"llava-1.5-7b": (24, 1, 0), "llava-next-7b": (24, 5, 0), "video-llava-7b": (24, 8, 1)}
+    for name, shape in SHAPES.items():
+        assert (shape.tower, shape.pictures, shape.cls) == tower.get(name, (33, 1, 0))
+    assert {name: replace(shape, family="", tower=0, pictures=1, cls=0) for name, shape in SHAPES.items()} == {
         "llava-1.5-7b": llama,
         "llava-next-7b": llama,
         "video-llava-7b": llama,
@@ -108,7 +111,9 @@ def test_geometry_of_a_config_file(family: str, as_folder: bool, tmp_path: Path)
     config.save_pretrained(tmp_path)
     found = geometry(str(tmp_path if as_folder else tmp_path / "config.json"))
     kv_heads = 4 if family == "llava_next" else 2
-    assert found == Geometry(depth=6, width=64, ffn=96, heads=4, kv_heads=kv_heads, head_size=16, family=family)
+    tower = 4 if family == "qwen2_5_vl" else 3
+    sizes = {"depth": 6, "width": 64, "ffn": 96, "heads": 4, "kv_heads": kv_heads, "head_size": 16}
+    assert found == Geometry(**sizes, family=family, tower=tower)
 
 
 def test_unknown_shapes_say_what_was_meant() -> None:

@@ -317,7 +317,7 @@ def test_all_faults_come_at_once_with_their_paths() -> None:
         ({"merge": 5}, "prune.0.merge: "),
         ({"positions": "kept"}, "prune.0.positions: expected original | compact, got 'kept'"),
         ({"positions": None}, "prune.0.positions: expected original | compact, got None"),
-        ({"tower": "vision"}, "prune.0.tower: unknown key"),
+        ({"tower": "vision"}, "prune.0: Entropy ranks tokens of a prompt"),
     ],
 )
 def test_wrong_settings_say_where_what_was_expected_and_what_came(changes: dict[str, Any], expected: str) -> None:

@@ -40,13 +40,12 @@ OTHERWISE: dict[str, dict[str, float]] = {  # labels that are no averages over l
 def test_presets_are_the_numbers_they_promise(recipe: str) -> None:
     """On LLaVA-1.5's 576 tokens and 32 layers: the average (or the count, where the recipe prunes once at layer 0)."""
     from tokenprune.flops import SHAPES
-    from tokenprune.prompt import plan_stages
+    from tokenprune.prompt import plan_whole
 
     geometry = SHAPES["llava-1.5-7b"]
     for preset in presets(recipe):
         visual = 576 if not preset.isdecimal() or int(preset) < 576 else 2880  # presets for LLaVA-NeXT
-        stages = plan_stages(load(f"{recipe}@{preset}"), 32, [visual], 2)
-        tokens = geometry.tokens({layer: stage.kept[0] for layer, stage in stages.items()}, visual)
+        tokens = geometry.tokens(plan_whole(load(f"{recipe}@{preset}"), geometry, visual, 2), visual)
         otherwise = OTHERWISE.get(recipe, {}).get(preset)
         average = pytest.approx(float(preset), abs=1) if otherwise is None else pytest.approx(otherwise, abs=0.1)
         assert sum(tokens) / 32 == average

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenprune.errors import BudgetError, LayerError
 from tokenprune.interfaces import Scheduler
 from tokenprune.registry import registry
-from tokenprune.schedules import Ecl, Fixed, Pyramid, Table
+from tokenprune.schedules import Ecl, Fixed, Pyramid, Spread, Table
 from tokenprune.values import Shape, kept_for_average, resolve_budget, resolve_layer
 
 LLAVA = Shape(depth=32, visual=576, ecl=2)
@@ -274,7 +277,13 @@ SCHEDULES = [
         Pyramid(layers=(0, 2, 5), **budget),
         Pyramid(layers=THREE, **budget),
     )
-] + [Table(layers=(0, 2, 5), keep=(0.9, 12, "1/8")), Table(layers=("1/32", *THREE, "31/32"), keep=(90, 80, 9, 9, 0))]
+] + [
+    Table(layers=(0, 2, 5), keep=(0.9, 12, "1/8")),
+    Table(layers=("1/32", *THREE, "31/32"), keep=(90, 80, 9, 9, 0)),
+    Spread(keep=0.3, strategy="mean"),
+    Spread(keep=7, strategy="increasing", alpha=3.0),
+    Spread(remove=5),
+]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -319,3 +328,83 @@ def test_a_table_that_makes_no_sense_is_refused() -> None:
 def test_every_registered_schedule_is_covered_here() -> None:
     ours = {e.thing for e in registry().entries["scheduler"].values() if e.thing.__module__.startswith("tokenprune.")}
     assert ours == {type(schedule) for schedule in SCHEDULES}
+
+
+# -- spread ----------------------------------------------------------------------------------------------------------
+
+CLIP = Shape(24, 576)  # 23 blocks and the projector
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        ({"strategy": "mean"}, [*range(1, 24)]),
+        ({"strategy": "skip"}, [*range(1, 24, 2)]),
+        ({}, [*range(1, 24, 2)]),
+        ({"strategy": "first", "blocks": 5}, [1, 2, 3, 4, 5]),
+        ({"strategy": "last", "blocks": 3}, [21, 22, 23]),
+        ({"strategy": "first"}, [*range(1, 13)]),
+        ({"strategy": "last"}, [*range(12, 24)]),
+        ({"strategy": "increasing"}, [*range(1, 24)]),
+        ({"strategy": "decreasing"}, [*range(1, 24)]),
+    ],
+)
+@pytest.mark.parametrize("keep", [128, 64, 32, "1/3", 1])
+def test_spread_ends_at_its_budget_exactly(settings: dict[str, Any], layers: list[int], keep: Any) -> None:
+    plan = Spread(keep=keep, **settings).plan(CLIP)
+    assert [*plan] == layers
+    assert plan[layers[-1]] == (192 if keep == "1/3" else keep)
+
+
+def test_spread_rounds_what_is_gone_down() -> None:
+    """30 tokens over 4 steps: 7.5, 15, 22.5, 30 are gone."""
+    assert Spread(keep=10, strategy="mean").plan(Shape(5, 40)) == {1: 33, 2: 25, 3: 18, 4: 10}
+    assert Spread(keep=10, strategy="increasing").plan(Shape(5, 40)) == {1: 37, 2: 31, 3: 22, 4: 10}
+    assert Spread(keep=10, strategy="decreasing").plan(Shape(5, 40)) == {1: 28, 2: 19, 3: 13, 4: 10}
+    assert Spread(keep=38, strategy="mean").plan(Shape(5, 40)) == {2: 39, 4: 38}
+
+
+@given(visual=st.integers(0, 600), depth=st.integers(2, 40), keep=st.floats(0, 1), alpha=st.floats(0, 100))
+@pytest.mark.parametrize("strategy", ["mean", "skip", "first", "last", "increasing", "decreasing"])
+def test_spread_steps_differ_by_their_weights_alone(
+    strategy: Any, visual: int, depth: int, keep: float, alpha: float
+) -> None:
+    plan = Spread(keep=keep, strategy=strategy, alpha=alpha).plan(Shape(depth, visual))
+    last = resolve_budget(keep, visual)
+    assert min(plan.values(), default=visual) == last
+    steps = [before - after for before, after in pairwise([visual, *plan.values()])]
+    assert all(step > 0 for step in steps)
+    if strategy in ("mean", "skip", "first", "last"):
+        assert not steps or max(steps) - min(steps) <= 1 or len(steps) < depth - 1
+
+
+def test_spread_removes_r_and_at_most_half() -> None:
+    """ToMe's r: 16 of 576 over 23 blocks leave 208; r of 100 of 9 tokens halves them."""
+    assert Spread(remove=16, strategy="mean").plan(CLIP)[23] == 576 - 23 * 16
+    assert Spread(remove=100, strategy="mean").plan(Shape(4, 9)) == {1: 5, 2: 3, 3: 2}
+    assert Spread(remove=0).plan(CLIP) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "give exactly one of keep, remove"),
+        ({"keep": 3, "remove": 2}, "give exactly one of keep, remove"),
+        ({"remove": -1}, "remove must be >= 0"),
+        ({"keep": 3, "blocks": 2}, "blocks is for first and last"),
+        ({"keep": 3, "strategy": "first", "blocks": 0}, "1 at least"),
+        ({"keep": 3, "alpha": -1.0}, r"alpha must lie in \[0, 100\]"),
+        ({"keep": 3, "alpha": float("nan")}, r"alpha must lie in \[0, 100\]"),
+        ({"remove": 3, "strategy": "increasing"}, "takes no `remove`"),
+    ],
+)
+def test_spread_refuses_what_makes_no_sense(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        Spread(**settings)
+
+
+def test_spread_needs_room_for_its_steps() -> None:
+    with pytest.raises(LayerError, match="spread over 5 blocks: 3 steps are there"):
+        Spread(keep=3, strategy="first", blocks=5).plan(Shape(4, 9))
+    with pytest.raises(LayerError, match="this depth is 1"):
+        Spread(keep=3).plan(Shape(1, 9))

@@ -82,9 +82,9 @@ class Pruning:
             for stage in made.stages:
                 for number, shown in enumerate(pictures):
                     at: dict[str, Any] = {"prompt": prompt, "picture": number, "stage": stage.layer}
-                    for what in ("kept", "scores"):
+                    for what in ("kept", "scores") if stage.tower is None else ("kept",):
                         drawn = self.overlay(shown, inputs, processor=processor, scores=what == "scores", **at)
-                        figures.append((stage.layer, f"prompt {prompt}, picture {number}: {what}", drawn))
+                        figures.append((stage.where, f"prompt {prompt}, picture {number}: {what}", drawn))
             title = f"{self._pruner.recipe.name} on {self._pruner.config.model_type}"
             files.write(Path(html), page.render(title, made, figures))
         return made
@@ -111,7 +111,7 @@ class Pruning:
                 that of `prune`.
             prompt: row of the batch.
             picture: which picture or video of that prompt, counted in its order.
-            stage: after the stage at this layer; the last one by default.
+            stage: after the stage at this layer, as the report has it; the last one by default.
             scores: colour the tokens by that stage's scores instead, from dark (lowest of the prompt) to bright.
 
         Raises:
@@ -128,6 +128,8 @@ class Pruning:
         )
         place = places[_one_of(f"picture of prompt {prompt}", picture, range(len(places)))]
         view = state.views[layer]
+        if scores and layer not in state.scores:
+            raise TokenpruneError("scores of stages inside the vision tower are not kept: leave scores out")
         heat = state.scores[layer][prompt].cpu() if scores else None
         if heat is None:
             drawn = torch.zeros(state.ids.shape[1], dtype=torch.bool)

@@ -25,11 +25,11 @@ from .api import Pruning, prune
 from .errors import TokenpruneError
 from .files import markdown, write
 from .flops import MIB, Geometry
-from .interfaces import Scheduler, Scorer
+from .interfaces import Scheduler, Scorer, TowerScorer
 from .loading import encode, without_pixels
 from .recipe import Recipe, RecipeLike, load
 from .registry import registry
-from .tower import Block
+from .tower import Block, Pictures, Ranking
 from .values import Budget, Seen, Shape
 
 UNPRUNED = "unpruned"
@@ -133,19 +133,27 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class _Watched(Scorer):
+class _Watched(Scorer, TowerScorer):
     """A scorer whose calls are watched."""
 
-    scorer: Scorer
+    scorer: Any
     watch: Stopwatch
 
     @property
     def tower(self) -> tuple[Block, ...]:
         return self.scorer.tower
 
+    @property
+    def proportional(self) -> bool:
+        return self.scorer.proportional
+
     def score(self, seen: Seen) -> torch.Tensor:
         with self.watch():
             return self.scorer.score(seen)
+
+    def rank(self, pictures: Pictures) -> Ranking:
+        with self.watch():
+            return self.scorer.rank(pictures)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def read(text: str) -> Budget:
     return checked(text)
 
 
-def rescale(plan: Mapping[int, int], depth: int, visual: int, budget: Budget) -> dict[int, int]:
+def rescale(plan: Mapping[int, int], depth: int, visual: int, budget: Budget, of: int | None = None) -> dict[int, int]:
     """The plan with every keep multiplied by one factor, so that its average over the blocks meets the budget.
 
     A keep is at most `visual`, and within one token of its exact value: the first stages are rounded up, so that the
@@ -44,11 +44,12 @@ def rescale(plan: Mapping[int, int], depth: int, visual: int, budget: Budget) ->
         depth: decoder blocks.
         visual: visual tokens of the prompt.
         budget: mean over all blocks of the visual tokens that each sees, in tokens or as a share of `visual`.
+        of: what a share is of, where the prompt had more tokens before its decoder: `visual` of them are left.
 
     Raises:
         BudgetError: no factor gives this average; the message says which ones there are, and what to change.
     """
-    target = _tokens(budget, visual) * depth  # summed over the blocks, as everything below
+    target = _tokens(budget, visual if of is None else of) * depth  # summed over the blocks, as everything below
     if target >= depth * visual:
         return {}
     spans = [end - start for start, end in pairwise([0, *plan, depth])]

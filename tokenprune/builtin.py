@@ -9,9 +9,9 @@ from .adapters.llava_next import LlavaNextAdapter
 from .adapters.qwen2_5_vl import Qwen2_5VLAdapter
 from .adapters.video_llava import VideoLlavaAdapter
 from .hookspecs import hookimpl
-from .interfaces import Adapter, Merger, Scheduler, Scorer
+from .interfaces import Adapter, Merger, Scheduler, Scorer, TowerScorer
 from .mergers import nearest
-from .schedules import Ecl, Fixed, Pyramid, Table
+from .schedules import Ecl, Fixed, Pyramid, Spread, Table
 from .scorers.attention import Attention
 from .scorers.diversity import Diversity
 from .scorers.entropy import Entropy
@@ -25,13 +25,13 @@ def configs() -> Path:
 
 
 @hookimpl
-def tokenprune_scorers() -> dict[str, type[Scorer]]:
+def tokenprune_scorers() -> dict[str, type[Scorer] | type[TowerScorer]]:
     return {"entropy": Entropy, "attention": Attention, "diversity": Diversity, "random": Random}
 
 
 @hookimpl
 def tokenprune_schedulers() -> dict[str, type[Scheduler]]:
-    return {"fixed": Fixed, "ecl": Ecl, "pyramid": Pyramid, "table": Table}
+    return {"fixed": Fixed, "ecl": Ecl, "pyramid": Pyramid, "spread": Spread, "table": Table}
 
 
 @hookimpl

@@ -1,9 +1,10 @@
 """The engine: the only file with hooks, and the only caller of the three interfaces.
 
-One prefill, in order: `_begin` (before the base model) finds or makes the PromptState; `_look` keeps references to
-the projections of block L-1; `_enter` (before blocks >= L) scores, selects, narrows and hands every block the mask and
-rotary tables of what it sees; `_restore` gives the output the length the caller expects; `_end` lets the cache own
-the state. Decode steps pass through `_begin` and `_enter` alone, where only masks are rebuilt.
+One prefill, in order: `_begin` (before the base model) finds or makes the PromptState; `_close` (before block 0) takes
+out the holes that passes inside the vision tower left (`vision.py`); `_look` keeps references to the projections of
+block L-1; `_enter` (before blocks >= L) scores, selects, narrows and hands every block the mask and rotary tables of
+what it sees; `_restore` gives the output the length the caller expects; `_end` lets the cache own the state. Decode
+steps pass through `_begin` and `_enter` alone, where only masks are rebuilt.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -31,17 +32,19 @@ from .analysis import ecl
 from .errors import (
     AlreadyPrunedError,
     BudgetError,
+    LayerError,
     PromptError,
     ScorerError,
     UnsupportedModelError,
 )
 from .interfaces import Adapter, RotaryTables, reads
-from .prompt import PromptState, Stage, plan, plan_stages
+from .prompt import PromptState, Stage, plan, plan_stages, plan_tower
 from .recipe import Recipe
 from .recorder import Recorder
 from .registry import registry
 from .tower import Tower
 from .values import Budget, Seen, Shape, View
+from .vision import TowerPruner
 
 log = logging.getLogger("tokenprune")
 
@@ -103,6 +106,7 @@ class Pruner:
         self.processor = processor
         self.ecl: int | None = None
         self.recorder: Recorder | None = None
+        self.tower: TowerPruner | None = None
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
         self._live = threading.local()
@@ -128,20 +132,23 @@ class Pruner:
         reason = self.adapter.refuse(self.config) or parallel.refuse(self.model, self.adapter, self.ranks)
         if reason:
             raise UnsupportedModelError(f"this {self.config.model_type} model cannot be pruned: {reason}")
-        if any(work.schedule.needs_ecl for work in self.recipe.passes):
+        if any(work.schedule.needs_ecl for work in self.recipe.decoder):
             self.ecl = self._agreed(ecl.known(self.model, self.adapter) or 0) or None
             if self.ecl is None:
                 parallel.check_extra_pass(self.model)  # and when it is measured: weights may be sharded later
-        for work in self.recipe.passes:
+        for work in self.recipe.decoder:
             if self.ecl is None and work.schedule.needs_ecl:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
                 plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
         self.recorder = self._recorder()
+        self.tower = self._tower()
         with ExitStack() as undo:
             undo.callback(self._hooks.close)
             if self.recorder is not None:
                 self.recorder.attach(self._add)
+            if self.tower is not None:
+                self.tower.attach(self._add)
             for outer in self.model.modules():
                 if any(part is self.base for part in outer.children()):
                     self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
@@ -155,7 +162,7 @@ class Pruner:
 
     def _recorder(self) -> Recorder | None:
         """For the vision tower's blocks that scorers and mergers read; None if they read none."""
-        wanted = [block for work in self.recipe.passes for block in (*work.scorer.tower, *reads(work.merger))]
+        wanted = [block for work in self.recipe.decoder for block in (*work.scorer.tower, *reads(work.merger))]  # type: ignore[union-attr]
         if not wanted:
             return None
         tower = self.adapter.tower()
@@ -165,6 +172,25 @@ class Pruner:
                 "know that tower: give it a `tower`, or use a scorer of hidden states such as diversity"
             )
         return Recorder(tower, self.base, self.config, wanted)
+
+    def _tower(self) -> TowerPruner | None:
+        """For passes inside the vision tower; None if the recipe has none."""
+        if not self.recipe.tower:
+            return None
+        tower, blocks = self.adapter.tower(), len(self.blocks)
+        if tower is None:
+            raise UnsupportedModelError(
+                f"the recipe prunes inside the vision tower, and the adapter for {self.config.model_type} does not "
+                "know that tower: give it a `tower`"
+            )
+
+        def stages(depth: int, counts: Sequence[int]) -> dict[int, Stage]:
+            return plan_tower(self.recipe, depth, blocks, counts, self.ecl, self.budget)
+
+        made = TowerPruner(tower, self.base, self.config, stages)
+        stages(made.depth, [])  # a budget of tokens
+        plan_tower(self.recipe, made.depth, blocks, [1], None)  # a layer that is not there
+        return made
 
     def remove(self) -> None:
         """Take every hook out, when passes that run in other threads are through.
@@ -181,8 +207,9 @@ class Pruner:
                 while self._running:
                     self._running.popitem()[0].after.close()
                 self._hooks.close()
-                if self.recorder is not None:
-                    self.recorder.close()
+                for part in (self.recorder, self.tower):
+                    if part is not None:
+                        part.close()
                 self._first = len(self.blocks)
                 torch.compiler.reset()
 
@@ -196,18 +223,23 @@ class Pruner:
         around them in between is seen, and decode steps do not pay.
         """
         first = min((layer for prompt in turn.prompt.turns() for layer in prompt.stages), default=len(self.blocks))
+        first = 0 if self.tower is not None else max(first, 0)
         for block in range(first, self._first):
             enter = partial(self._enter, block)
             self._add(self.blocks[block].register_forward_pre_hook(enter, with_kwargs=True))
         if first < self._first:
             self._first = first
             torch.compiler.reset()
-        if turn.prefill and turn.prompt.stages:
+        self._hook_projections(turn)
+
+    def _hook_projections(self, turn: _Turn) -> None:
+        """Those that this prefill's stages may look at."""
+        if turn.prefill and turn.prompt.stages and self.tower is None:
             embed = partial(self._embed, turn)
             hook = self.blocks[0].register_forward_pre_hook(embed, with_kwargs=True, prepend=True)  # before `_enter`
             turn.after.callback(hook.remove)
         for layer in turn.prompt.stages if turn.prefill else ():
-            if layer:
+            if layer > 0:
                 for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
                     look = partial(self._look, turn, layer, name)
                     turn.after.callback(module.register_forward_hook(look).remove)
@@ -347,9 +379,11 @@ class Pruner:
         lengths, counts, question, packed = numbers.tolist()  # the one sync
         if any(counts) and any(packed):
             raise PromptError(f"pruning cannot read these inputs: {inputs.PACKED}")
-        if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.passes):
+        if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.decoder):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
-        stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl, self.budget)
+        stages = {}
+        if self.tower is None:  # else `_close` says how many tokens there are
+            stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl, self.budget)
         if any(n and drafts >= text for n, text in zip(counts, question, strict=True)):
             drafts = 0  # logits of the picture itself are asked for: nobody drafted that
         return PromptState(
@@ -366,6 +400,11 @@ class Pruner:
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
         """One extra unpruned prefill; its first prompt with a picture decides. Remembered, and said once."""
+        if self.tower is not None:
+            raise LayerError(
+                "the Entropy Collapse Layer of this model is not known, and it is not measured on pictures that passes "
+                "inside the vision tower have thinned out: run `tokenprune calibrate` first, or give a layer"
+            )
         parallel.check_extra_pass(self.model)
         self._live.paused = True
         try:
@@ -408,6 +447,8 @@ class Pruner:
             return None
         hidden, prompt = args[0], turn.prompt
         turn.cache = kwargs.get("past_key_values")
+        if turn.prefill and not block and self.tower is not None:
+            hidden = self._close(turn, self.tower, hidden, kwargs)
         if turn.prefill and block in prompt.stages:
             hidden = self._prune(turn, block, hidden, kwargs["position_embeddings"])
         layers = prompt.layers(block)
@@ -423,6 +464,56 @@ class Pruner:
             "position_ids": None,
         }
         return (hidden, *args[1:]), {**kwargs, **changed}
+
+    def _close(self, turn: _Turn, tower: TowerPruner, hidden: Float[Tensor, "b s d"], kwargs: Any) -> Tensor:
+        """Before block 0: take out the holes that passes inside the vision tower left, then plan the decoder's stages.
+
+        The tower's stages are those before layer 0: its last one, before the projector, has the number -1.
+        """
+        prompt, everything = turn.prompt, turn.prompt.everything.to(hidden.device)
+        visual = prompt.visual.to(hidden.device)
+        holes = hidden[..., 0].isnan() & visual
+        gone = torch.where(holes, hidden[..., 1], tower.depth)
+        left = torch.stack([(visual & (gone > layer)).sum(1) for layer in range(tower.depth)])
+        flags = [*tower.flags, ("", ~(hidden.isnan().any(-1) & ~holes).any())]
+        tower.flags.clear()
+        fine = torch.stack([flag.to(hidden.device) for _, flag in flags])
+        *rows, good = [*left.tolist(), fine.tolist()]  # the one sync
+        if wrong := [who for (who, _), one in zip(flags, good, strict=True) if not one]:
+            passes = ", ".join(f"prune.{number}" for number in range(len(self.recipe.tower)))
+            raise (
+                ScorerError(f"{wrong[0]}: this pass's outputs and cache are not to be used")
+                if wrong[0]
+                else PromptError(
+                    f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds "
+                    "NaN, or the adapter does not name all columns of visual tokens"
+                )
+            )
+        if not tower.whole and any(n == count > 0 for n, count in zip(rows[-1], prompt.counts, strict=True)):
+            raise PromptError(
+                "the recipe has passes with tower: vision, and a prompt's pictures were encoded outside of the pruning "
+                "block: encode them inside it"
+            )
+        before, local = prompt.counts, None
+        for layer, kept in enumerate(map(tuple, rows)):
+            if kept != before:
+                at = layer - tower.depth
+                lengths = [every - n + k for every, n, k in zip(everything.lengths, prompt.counts, kept, strict=True)]
+                view, local = everything.narrow(everything.valid & (~holes | (gone > layer)), lengths)
+                prompt.stages[at] = Stage(tower.works[layer], before, kept, tower=layer)
+                prompt.views[at], before = view, kept
+        prompt.stages.update(
+            plan_stages(self.recipe, len(self.blocks), before, self.ecl, self.budget, whole=prompt.counts)
+        )
+        self._hook_projections(turn)
+        if max(prompt.stages, default=-1) >= 0:
+            turn.embedded = hidden.masked_fill(holes[..., None], 0)
+        if local is None:
+            return hidden
+        hidden = ops.gather_columns(hidden, local)
+        hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
+        turn.rotary[prompt.layers(0)] = self._rotary(turn, 0, hidden, kwargs)
+        return hidden
 
     def _held(self, turn: _Turn, block: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """The 2-D mask over what a block holds, and how many positions it lags behind if those are compact."""
@@ -507,7 +598,7 @@ class Pruner:
         scorer, merger = stage.work.scorer, stage.work.merger
         who = f"{registry().origin('scorer', type(scorer))} {where}"
         with torch.no_grad():
-            score = self._call(turn, who, seen, partial(scorer.score, seen))
+            score = self._call(turn, who, seen, partial(scorer.score, seen))  # type: ignore[union-attr]
             self._check(turn, who, "one number per visual token", score, seen.visual, NUMBERS)
             score = self.ranks.agree(score)
             chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
@@ -601,9 +692,9 @@ class Pruner:
 
         def embedded() -> tuple[Tensor, Tensor]:
             assert turn.embedded is not None  # `_embed`; until the last stage is over
-            entered, marked = turn.embedded[row], prompt.visual[row][every]
+            entered, marked = turn.embedded[row], prompt.entering[row][every]
             entered = entered[every if isinstance(every, slice) else every.to(entered.device)]
-            shown = marked.int().argsort(stable=True)[len(marked) - prompt.counts[row] :]
+            shown = marked.int().argsort(stable=True)[len(marked) - prompt.entered[row] :]
             return _own(entered.to(hidden.device)), shown.to(hidden.device)
 
         @cache

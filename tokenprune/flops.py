@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import TokenpruneError, UnknownNameError
+from .errors import TokenpruneError, UnknownNameError, UnsupportedModelError
+from .registry import registry
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a decoder.
+    """Sizes of a decoder, and what its prompts and vision tower are counted in.
 
     Args:
         depth: blocks.
@@ -28,6 +30,9 @@ class Geometry:
         kv_heads: key/value heads h.
         head_size: dh.
         family: model type, for messages.
+        tower: blocks of the vision tower that count, and its projector; 0 if they are not known.
+        pictures: pictures, tiles or frames that make the visual tokens of a prompt.
+        cls: visual tokens that each has besides its patches.
     """
 
     depth: int
@@ -37,11 +42,18 @@ class Geometry:
     kv_heads: int
     head_size: int
     family: str = ""
+    tower: int = 0
+    pictures: int = 1
+    cls: int = 0
 
     @classmethod
     def of(cls, config: Any) -> Geometry:
-        """From a transformers config (its text part)."""
+        """From a transformers config."""
         text = config.get_text_config()
+        vision, tower = getattr(config, "vision_config", None), None
+        with suppress(UnsupportedModelError):
+            tower = registry().adapter(config).tower()
+        blocks: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
         heads = text.num_attention_heads
         return cls(
             depth=text.num_hidden_layers,
@@ -51,6 +63,7 @@ class Geometry:
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
             family=config.model_type,
+            tower=tower.features(config, blocks) + 2 if tower and blocks else 0,
         )
 
     def block_flops(self, n: int) -> int:
@@ -60,8 +73,8 @@ class Geometry:
         return 4 * n * n * inner + projections + 6 * n * self.ffn * self.width
 
     def tokens(self, plan: Mapping[int, int], visual: int) -> list[int]:
-        """Visual tokens that each block sees under a plan `{layer: kept}`."""
-        counts, left = [], visual
+        """Visual tokens that each block sees under a plan `{layer: kept}`; layers below 0 are of the vision tower."""
+        counts, left = [], plan.get(max((layer for layer in plan if layer < 0), default=0), visual)
         for block in range(self.depth):
             left = plan.get(block, left)
             counts.append(left)
@@ -84,10 +97,10 @@ class Geometry:
 _LLAMA_7B = {"depth": 32, "width": 4096, "ffn": 11008, "heads": 32, "kv_heads": 32, "head_size": 128}
 
 SHAPES = {
-    "llava-1.5-7b": Geometry(**_LLAMA_7B, family="llava"),
-    "llava-next-7b": Geometry(**_LLAMA_7B, family="llava_next"),
-    "video-llava-7b": Geometry(**_LLAMA_7B, family="video_llava"),
-    "qwen2.5-vl-7b": Geometry(28, 3584, 18944, 28, 4, 128, family="qwen2_5_vl"),
+    "llava-1.5-7b": Geometry(**_LLAMA_7B, family="llava", tower=24),
+    "llava-next-7b": Geometry(**_LLAMA_7B, family="llava_next", tower=24, pictures=5),
+    "video-llava-7b": Geometry(**_LLAMA_7B, family="video_llava", tower=24, pictures=8, cls=1),
+    "qwen2.5-vl-7b": Geometry(28, 3584, 18944, 28, 4, 128, family="qwen2_5_vl", tower=33),
 }
 """The four families' 7B models, from their published configs."""
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pluggy
 
-from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer
+from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer, TowerScorer
 
 hookspec = pluggy.HookspecMarker("tokenprune")
 hookimpl = pluggy.HookimplMarker("tokenprune")
 
 
 @hookspec
-def tokenprune_scorers() -> dict[str, type[Scorer]]:
-    """Scorers by the name used in recipes."""
+def tokenprune_scorers() -> dict[str, type[Scorer] | type[TowerScorer]]:
+    """Scorers, for the decoder or the vision tower, by the name used in recipes."""
     raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""The three interfaces of tokenprune, and the types of mergers and calibrations. All else is built from these."""
+"""The interfaces of tokenprune, and the types of mergers and calibrations. All else is built from these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .tower import Block, TowerBlock
+from .errors import UnsupportedModelError
+from .tower import Block, Pictures, Ranking, TowerBlock
 from .values import Seen, Shape
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -34,6 +35,22 @@ class Scorer(ABC):
     @abstractmethod
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
         """One number per visual token; the `seen.keep` highest survive, ties go to the lower column."""
+
+
+class TowerScorer(ABC):
+    """Ranks the tokens of pictures inside the vision tower (`tower: vision`). A frozen dataclass, as a Scorer is.
+
+    A class may be both: a Scorer for the decoder and a TowerScorer.
+    """
+
+    @property
+    def proportional(self) -> bool:
+        """Whether merged tokens weigh as much in attention as the tokens they stand for (ToMe, arXiv 2210.09461)."""
+        return False
+
+    @abstractmethod
+    def rank(self, pictures: Pictures) -> Ranking:
+        """One number per token of each picture, and where it would be merged into."""
 
 
 class Scheduler(ABC):
@@ -130,7 +147,8 @@ class Adapter(ABC):
 class TowerAdapter(ABC):
     """Knows one family's vision tower: answers questions about modules and rows, decides nothing.
 
-    A run of the tower gives rows; the projector turns them into the rows that become visual tokens.
+    A run of the tower gives rows; the projector turns them into the rows that become visual tokens. All rows of a run
+    lie one after the other: of each picture its CLS row, if any, then its tokens, each of one row or several.
     """
 
     @abstractmethod
@@ -168,6 +186,27 @@ class TowerAdapter(ABC):
     @abstractmethod
     def places(self, tower: nn.Module, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
         """Picture, row and column of each of the projector's output rows, counted in such rows; -1: no such place."""
+
+    @abstractmethod
+    def pictures(self, tower: nn.Module, call: Call, hidden: Tensor) -> tuple[tuple[int, ...], int]:
+        """Tokens of each picture, tile or frame of a run whose rows enter the first block, and rows of each token."""
+
+    @abstractmethod
+    def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
+        """A block's call with arguments for these rows (counted in the whole run, ascending) only."""
+
+    def weigh(self, block: nn.Module, call: Call, sizes: Float[Tensor, "*r"]) -> Call:
+        """A block's call whose attention counts each of the rows entering it `sizes` times.
+
+        Raises UnsupportedModelError where that is not possible.
+        """
+        raise UnsupportedModelError(
+            "attention of this vision tower takes no mask to be made proportional with: set proportional=false"
+        )
+
+    def refuse(self, config: Any) -> str | None:
+        """Why passes inside this tower cannot work, or None."""
+        return None
 
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]

@@ -20,14 +20,14 @@ figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top; max-wi
 img { max-width: 100%; image-rendering: pixelated; border: 1px solid #ccc }
 """
 
-Figure = tuple[int, str, Image.Image]
+Figure = tuple[str, str, Image.Image]
 """layer, caption, picture."""
 
 
 def render(title: str, report: Report, figures: Sequence[Figure]) -> str:
     """The page: stages, KV cache and FLOPs, then the figures by layer."""
     rows = "".join(
-        f"<tr><td>{stage.layer}</td><td>{escape(stage.scorer)}</td><td>{kept}</td></tr>\n"
+        f"<tr><td>{stage.where}</td><td>{escape(stage.scorer)}</td><td>{kept}</td></tr>\n"
         for stage in report.stages
         for kept in [", ".join(f"{kept}/{total}" for kept, total in zip(stage.kept, stage.total, strict=True))]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .budget import rescale
-from .errors import RecipeError, ScheduleError, TokenpruneError
+from .errors import BudgetError, LayerError, RecipeError, ScheduleError, TokenpruneError
+from .flops import Geometry
 from .recipe import Pass, Recipe
 from .registry import registry
 from .values import Budget, Shape, View
@@ -21,11 +23,15 @@ from .values import Budget, Shape, View
 
 @dataclass(frozen=True)
 class Stage:
-    """What happens at one layer: which pass, and how many visual tokens each prompt has before and after."""
+    """What happens at one layer: which pass, and how many visual tokens each prompt has before and after.
+
+    `tower` counts the blocks of the vision tower that ran before, if that is where it happens.
+    """
 
     work: Pass
     before: tuple[int, ...]
     kept: tuple[int, ...]
+    tower: int | None = None
 
 
 def plan(work: Pass, shape: Shape) -> dict[int, int]:
@@ -53,17 +59,93 @@ def _possible(planned: Any, shape: Shape) -> bool:
 
 
 def plan_stages(
-    recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None, budget: Budget | None = None
+    recipe: Recipe,
+    depth: int,
+    counts: Sequence[int],
+    ecl: int | None,
+    budget: Budget | None = None,
+    whole: Sequence[int] | None = None,
 ) -> dict[int, Stage]:
-    """Every prompt's plan (`counts` visual tokens each) put together, by layer; layers that drop nothing are left out.
+    """Every prompt's plan for the decoder (`counts` visual tokens each), by layer, without layers that drop nothing.
 
-    With a budget, each prompt's keeps are rescaled for its own number of visual tokens.
+    With a budget, each prompt's keeps are rescaled for its own number of visual tokens; `whole` says how many those
+    were before passes inside the vision tower.
 
     Raises LayerError, BudgetError, and RecipeError if the passes do not go down the decoder in order.
     """
-    works, plans = _put_together(recipe, depth, counts, ecl)
+    works, plans = _put_together(recipe.name, recipe.decoder, depth, counts, ecl)
+    if budget is not None and recipe.decoder:
+        plans = [
+            rescale(planned, depth, n, budget, of)
+            for planned, n, of in zip(plans, counts, whole or counts, strict=True)
+        ]
+    return _stages(works, plans, counts)
+
+
+def plan_tower(
+    recipe: Recipe, tower: int, depth: int, counts: Sequence[int], ecl: int | None, budget: Budget | None = None
+) -> dict[int, Stage]:
+    """What the passes inside the vision tower do to pictures of `counts` tokens, by layer of the tower.
+
+    Each picture keeps one token at least: towers do not run on nothing.
+
+    With a budget, what each step drops is rescaled, so that decoder passes rescaled by the same factor meet it.
+
+    Args:
+        tower: its blocks that count, and the projector.
+        depth: decoder blocks.
+
+    Raises LayerError, BudgetError, and RecipeError if the passes do not go up the tower in order.
+    """
+    if isinstance(budget, int):
+        raise BudgetError(
+            f"a recipe with tower: vision drops tokens before it knows the prompt: give its budget as a share of the "
+            f"visual tokens, such as 1/3, got {budget} tokens"
+        )
+    try:
+        works, plans = _put_together(recipe.name, recipe.tower, tower, counts, None)
+    except LayerError as error:
+        raise LayerError(f"inside the vision tower (its last block is the projector): {error}") from error
     if budget is not None:
-        plans = [rescale(planned, depth, n, budget) for planned, n in zip(plans, counts, strict=True)]
+        for row, n in enumerate(counts):
+            kept = min(plans[row].values(), default=n)
+            _, (after,) = _put_together(recipe.name, recipe.decoder, depth, [kept], ecl)
+            wanted = _rescaled(kept, after, depth, n, budget)
+            share = Fraction(n - wanted, max(n - kept, 1))
+            plans[row] = {layer: n - int((n - left) * share) for layer, left in plans[row].items()}
+    plans = [{layer: max(1, left) for layer, left in planned.items()} for planned in plans]
+    return _stages(works, plans, counts)
+
+
+def plan_whole(
+    recipe: Recipe, sizes: Geometry, visual: int, ecl: int | None, budget: Budget | None = None
+) -> dict[int, int]:
+    """`{layer: visual tokens kept}` of one prompt, as far as shapes tell; layers below 0 are of the vision tower.
+
+    Raises what `plan_tower` and `plan_stages` raise.
+    """
+    plan, left = {}, visual
+    if recipe.tower:
+        if isinstance(budget, int):
+            budget = f"{min(budget, visual)}/{visual}"
+        (each, rest) = divmod(visual, sizes.pictures)
+        stages = plan_tower(recipe, sizes.tower, sizes.depth, [each - sizes.cls], ecl, budget)
+        for layer, stage in stages.items():
+            plan[layer - sizes.tower] = left = sizes.pictures * (stage.kept[0] + sizes.cls) + rest
+    stages = plan_stages(recipe, sizes.depth, [left], ecl, budget, whole=[visual])
+    return {**plan, **{layer: stage.kept[0] for layer, stage in stages.items()}}
+
+
+def _rescaled(kept: int, after: Mapping[int, int], depth: int, n: int, budget: Budget) -> int:
+    """What a tower that leaves `kept` of `n` tokens to a decoder with this plan should leave to meet the budget."""
+    plan = {0: kept, **after}  # a stage at layer 0 comes right after the tower
+    scaled = rescale({layer: count for layer, count in plan.items() if count < n}, depth, n, budget)
+    if plan[0] in (0, n):
+        return kept
+    return min(n, max(scaled.get(0, n), round(kept * scaled.get(0, n) / plan[0])))
+
+
+def _stages(works: Mapping[int, Pass], plans: Sequence[Mapping[int, int]], counts: Sequence[int]) -> dict[int, Stage]:
     stages: dict[int, Stage] = {}
     left = tuple(counts)
     for layer, work in works.items():
@@ -75,20 +157,17 @@ def plan_stages(
 
 
 def _put_together(
-    recipe: Recipe, depth: int, counts: Sequence[int], ecl: int | None
+    recipe: str, passes: Sequence[Pass], depth: int, counts: Sequence[int], ecl: int | None
 ) -> tuple[dict[int, Pass], list[dict[int, int]]]:
     """The pass at each layer where some prompt drops tokens, layers ascending, and each prompt's `{layer: kept}`."""
     works: dict[int, Pass] = {}
     together: list[dict[int, int]] = [{} for _ in counts]
     left = list(counts)
-    for work in recipe.passes:
+    for work in passes:
         plans = [plan(work, Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
         for layer in sorted({layer for planned in plans for layer in planned}):
             if works and layer <= max(works):
-                raise RecipeError(
-                    recipe.name,
-                    [f"two passes meet at layer {layer} of {depth}: passes must go down the decoder in order"],
-                )
+                raise RecipeError(recipe, [f"two passes meet at layer {layer} of {depth}: layers must ascend"])
             for row, planned in enumerate(plans):
                 if planned.get(layer, left[row]) < left[row]:
                     works[layer] = work
@@ -109,7 +188,7 @@ class PromptState:
         everything: the view before any pruning.
         counts: visual tokens per prompt.
         question: text tokens after the last visual token, per prompt.
-        stages: plan of this batch, by layer.
+        stages: plan of this batch, by layer; negative ones are inside the vision tower, -1 right before its projector.
         start: columns of the conversation before this prompt.
         earlier: the prompt before this one in the same conversation.
         views: what is left, by layer; filled while the prefill runs.
@@ -128,6 +207,20 @@ class PromptState:
     views: dict[int, View] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "b s"]] = field(default_factory=dict)
     drafts: int = 0
+
+    @property
+    def entering(self) -> Bool[Tensor, "b s"]:
+        """Columns with visual tokens that enter block 0: not those that were dropped inside the vision tower."""
+        if self.layer(-1) is None:
+            return self.visual
+        view = self.seen(-1).to(self.visual.device)
+        return self.visual & torch.zeros_like(self.visual).scatter(1, view.index, view.valid)
+
+    @property
+    def entered(self) -> tuple[int, ...]:
+        """How many they are, per prompt."""
+        layer = self.layer(-1)
+        return self.counts if layer is None else self.stages[layer].kept
 
     @property
     def end(self) -> int:

@@ -16,10 +16,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import RecipeError, UnknownNameError
-from .interfaces import Merger, Scheduler, Scorer
+from .interfaces import Merger, Scheduler, Scorer, TowerScorer, reads
 from .registry import registry
 
 MAX_BYTES = 1 << 20
+SCORERS = (Scorer, TowerScorer)
 BUDGETS = ("keep", "average", "ratio")
 """Ways to say how many tokens stay: alternatives, so an override that gives one drops the others."""
 
@@ -34,14 +35,34 @@ class Pass:
     Args:
         scorer: ranks the tokens.
         schedule: says where, and how many stay.
-        merge: name of a merger that folds the dropped tokens into the kept ones first; None just drops.
+        merge: name of a merger that folds the dropped tokens into the kept ones first; None just drops. Inside the
+            vision tower there is `nearest`: means weighted by how many tokens each stands for, into the token that the
+            scorer names, or the kept one with the most similar rows.
         positions: `original` keeps the positions of the tokens; `compact` renumbers what is left.
+        tower: `vision` prunes inside the vision tower, where `layer` counts its blocks (the projector is the last one)
+            and budgets are of each picture, tile or frame; None prunes in the decoder.
     """
 
-    scorer: Scorer
+    scorer: Scorer | TowerScorer
     schedule: Scheduler
     merge: str | None = None
     positions: Literal["original", "compact"] = "original"
+    tower: Literal["vision"] | None = None
+
+    def __post_init__(self) -> None:
+        name = type(self.scorer).__name__
+        if self.tower is None:
+            if not isinstance(self.scorer, Scorer):
+                raise ValueError(f"{name} ranks pictures inside the vision tower: give its pass tower: vision")
+            return
+        if not isinstance(self.scorer, TowerScorer):
+            raise ValueError(f"{name} ranks tokens of a prompt, which the vision tower does not know: leave tower out")
+        if self.merge not in (None, "nearest"):
+            raise ValueError(f"inside the vision tower tokens are merged by `nearest`, got merge: {self.merge}")
+        if self.positions != "original":
+            raise ValueError("inside the vision tower tokens keep their positions: leave positions out")
+        if self.schedule.needs_ecl:
+            raise ValueError("the Entropy Collapse Layer is one of the decoder: give the vision tower another schedule")
 
     @property
     def merger(self) -> Merger | None:
@@ -58,6 +79,22 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.passes:
             raise RecipeError(self.name, ["prune: a recipe needs at least one pass, got an empty list"])
+        if self.passes != (*self.tower, *self.decoder):
+            raise RecipeError(self.name, ["prune: passes with tower: vision come first, pictures are encoded first"])
+        for number, work in enumerate(self.passes):
+            if self.tower and not work.tower and (work.scorer.tower or reads(work.merger)):  # type: ignore[union-attr]
+                reason = f"prune.{number}: it reads the vision tower's states of every token"
+                raise RecipeError(self.name, [f"{reason}, and passes with tower: vision have dropped some of them"])
+
+    @property
+    def tower(self) -> tuple[Pass, ...]:
+        """Passes inside the vision tower."""
+        return tuple(work for work in self.passes if work.tower)
+
+    @property
+    def decoder(self) -> tuple[Pass, ...]:
+        """Passes in the decoder."""
+        return tuple(work for work in self.passes if not work.tower)
 
 
 def registered() -> dict[str, Path]:
@@ -165,7 +202,7 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
     content = {**content, "prune": [_spell_out(item) for item in _as_list(content.get("prune"))]}
     if not lines:
         return content
-    if any(isinstance(part, (Scorer, Scheduler, Pass)) for item in content["prune"] for part in _parts(item)):
+    if any(isinstance(part, (*SCORERS, Scheduler, Pass)) for item in content["prune"] for part in _parts(item)):
         raise RecipeError(name, ["overrides reach into settings: spell scorer and schedule out, or change the objects"])
     try:
         config = OmegaConf.create(content)
@@ -241,7 +278,7 @@ def _build_pass(item: Any, path: str, problems: list[str]) -> Pass | None:
         return None
     settings = dict(item)
     parts: dict[str, Any] = {}
-    for key, kind, base in (("scorer", "scorer", Scorer), ("schedule", "scheduler", Scheduler)):
+    for key, kind, base in (("scorer", "scorer", SCORERS), ("schedule", "scheduler", Scheduler)):
         given = settings.pop(key, None)
         parts[key] = given if isinstance(given, base) else _build_named(given, kind, f"{path}.{key}", problems)
     merge = settings.get("merge")

@@ -16,7 +16,7 @@ import pluggy
 
 from . import hookspecs
 from .errors import RegistryError, UnknownNameError, UnsupportedModelError
-from .interfaces import Adapter, Scheduler, Scorer
+from .interfaces import Adapter, Scheduler, Scorer, TowerScorer
 
 DISTRIBUTION = "tokenprune-mllm"
 GROUP = "tokenprune"
@@ -132,9 +132,9 @@ def _unfit(kind: str, name: Any, thing: Any) -> str | None:
         return None if isinstance(thing, Path) and thing.is_file() else f"must be the path of a file, got {thing!r}"
     if kind in ("merger", "calibration"):
         return None if callable(thing) else f"must be a function, got {thing!r}"
-    base = {"scorer": Scorer, "scheduler": Scheduler, "adapter": Adapter}[kind]
-    if not (isinstance(thing, type) and issubclass(thing, base)):
-        return f"must be a subclass of {base.__name__}, got {thing!r}"
+    bases = {"scorer": (Scorer, TowerScorer), "scheduler": (Scheduler,), "adapter": (Adapter,)}[kind]
+    if not (isinstance(thing, type) and issubclass(thing, bases)):
+        return f"must be a subclass of {' or '.join(base.__name__ for base in bases)}, got {thing!r}"
     if missing := sorted(getattr(thing, "__abstractmethods__", ())):
         return f"does not implement {', '.join(missing)}"
     if kind == "adapter":

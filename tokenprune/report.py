@@ -14,12 +14,21 @@ from .prompt import PromptState
 
 @dataclass(frozen=True)
 class StageReport:
-    """One stage: `kept` of `total` visual tokens, one entry per prompt."""
+    """One stage: `kept` of `total` visual tokens, one entry per prompt.
+
+    Inside the vision tower `layer` is negative, as in `overlay`, and `tower` counts the blocks that ran before.
+    """
 
     layer: int
     scorer: str
     kept: list[int]
     total: list[int]
+    tower: int | None = None
+
+    @property
+    def where(self) -> str:
+        """The layer in words."""
+        return str(self.layer) if self.tower is None else f"tower {self.tower}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Report:
         table.add_column("kept")
         for stage in self.stages:
             kept = ", ".join(f"{kept}/{total}" for kept, total in zip(stage.kept, stage.total, strict=True))
-            table.add_row(str(stage.layer), stage.scorer, kept)
+            table.add_row(stage.where, stage.scorer, kept)
         out = io.StringIO()
         Console(file=out, width=100).print(table)
         return out.getvalue() + self.costs
@@ -69,7 +78,7 @@ def report(state: PromptState | None, geometry: Geometry, element_bytes: int) ->
     if state is None:
         return Report([], KvMib(0.0, 0.0), 1.0, [])
     stages = [
-        StageReport(layer, type(stage.work.scorer).__name__.lower(), list(stage.kept), list(state.counts))
+        StageReport(layer, type(stage.work.scorer).__name__.lower(), list(stage.kept), list(state.counts), stage.tower)
         for layer, stage in state.stages.items()
     ]
     average = []

@@ -62,7 +62,7 @@ class ClipTower(TowerAdapter):
             features=run.output.flatten(0, 1),
             lengths=(length,) * pictures,
             scaling=block.self_attn.scale,
-            cls=any(name.endswith("class_embedding") for name, _ in tower.named_parameters()),
+            cls=_begins_with_cls(tower),
         )
 
     def sources(self, projected: tuple[int, ...], rows: int) -> Int[Tensor, "m 1"]:
@@ -79,6 +79,34 @@ class ClipTower(TowerAdapter):
         grid = torch.stack([torch.zeros_like(cell), row, column], -1).repeat(pictures, 1, 1)
         grid[..., 0] = torch.arange(pictures)[:, None]
         return grid.flatten(0, 1)
+
+    def pictures(self, tower: nn.Module, call: Call, hidden: Float[Tensor, "b l d"]) -> tuple[tuple[int, ...], int]:
+        return (hidden.shape[1] - _begins_with_cls(tower),) * len(hidden), 1
+
+    def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
+        return call  # nothing in it is of rows
+
+    def weigh(self, block: Any, call: Call, sizes: Float[Tensor, "b l"]) -> Call:
+        used = block.self_attn.config._attn_implementation
+        if used not in ("sdpa", "eager"):
+            raise UnsupportedModelError(
+                f"proportional attention needs a mask that is added to the logits, which {used} does not take: set "
+                "proportional=false, or load the vision tower with sdpa"
+            )
+        args, named = call
+        mask = sizes.log()[:, None, None]  # b 1 1 l
+        if "attention_mask" in named:
+            return args, {**named, "attention_mask": mask}
+        return (args[0], mask, *args[2:]), named
+
+    def refuse(self, config: Any) -> str | None:
+        if not isinstance(config.vision_feature_layer, int):
+            return f"the projector gets the rows of several blocks, vision_feature_layer {config.vision_feature_layer}"
+        return None
+
+
+def _begins_with_cls(tower: nn.Module) -> bool:
+    return any(name.endswith("class_embedding") for name, _ in tower.named_parameters())
 
 
 class NextTower(ClipTower):
@@ -132,11 +160,30 @@ class WindowTower(TowerAdapter):
         return torch.arange(rows).reshape(projected[0], -1)
 
     def places(self, tower: Any, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
-        args, named = call
-        grids = named["grid_thw"] if "grid_thw" in named else args[1]
-        size = tower.spatial_merge_size
-        order, _ = get_vision_window_index(grids, size, tower.window_size, tower.patch_size, kwargs=dict(named))
+        grids, size = _grids(call), tower.spatial_merge_size
+        order, _ = get_vision_window_index(grids, size, tower.window_size, tower.patch_size, kwargs=dict(call[1]))
         frames = [grid for t, *grid in grids.tolist() for _ in range(t)]
         raster = [torch.cartesian_prod(*map(torch.arange, (h // size, w // size))) for h, w in frames]
         numbered = [torch.cat([torch.full((len(part), 1), i), part], 1) for i, part in enumerate(raster)]
         return torch.cat(numbered)[order.to("cpu")]
+
+    def pictures(self, tower: Any, call: Call, hidden: Float[Tensor, "r d"]) -> tuple[tuple[int, ...], int]:
+        unit = tower.spatial_merge_size**2
+        return tuple(h * w // unit for t, h, w in _grids(call).tolist() for _ in range(t)), unit
+
+    def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
+        args, named = call
+        cos, sin = named["position_embeddings"]
+        ends = named["cu_seqlens"]
+        earlier = torch.zeros(len(cos) + 1, dtype=ends.dtype, device=ends.device).index_fill(0, rows + 1, 1).cumsum(0)
+        narrowed = {
+            "position_embeddings": (cos[rows], sin[rows]),
+            "cu_seqlens": earlier.to(ends.dtype)[ends.long()].unique_consecutive(),  # type: ignore[no-untyped-call]  # windows may be empty now
+        }
+        return args, {**named, **narrowed}
+
+
+def _grids(call: Call) -> Int[Tensor, "m 3"]:
+    args, named = call
+    grids: Tensor = named["grid_thw"] if "grid_thw" in named else args[1]
+    return grids

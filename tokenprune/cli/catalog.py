@@ -21,7 +21,7 @@ from ..analysis import ecl as layers
 from ..budget import read
 from ..errors import LayerError, TokenpruneError, UnknownNameError
 from ..flops import SHAPES, geometry, visual_tokens
-from ..prompt import plan_stages
+from ..prompt import plan_whole
 from ..recipe import Recipe, load, presets, source
 from ..registry import KINDS, Entry, registry
 from ..values import Budget
@@ -126,7 +126,7 @@ def _ls_recipes(shape: str, visual: int, text: int, ecl: int | None, budget: Bud
 
 def _spell(plan: dict[str, int]) -> str:
     """`L2: 166`; of a long plan the first two stages and the last."""
-    stages = [f"L{layer}: {kept}" for layer, kept in plan.items()]
+    stages = [f"tower {layer}: {kept}" if int(layer) < 0 else f"L{layer}: {kept}" for layer, kept in plan.items()]
     if len(stages) > 5:
         return f"{stages[0]}, {stages[1]} ... {stages[-1]} ({len(stages)} stages)"
     return ", ".join(stages) or "all"
@@ -165,7 +165,7 @@ def _plain(work: Any) -> dict[str, Any]:
         part = getattr(work, key)
         name = next(name for name, entry in registry().entries[kind].items() if entry.thing is type(part))
         named[key] = {"name": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()}}
-    return {**named, "merge": work.merge, "positions": work.positions}
+    return {**named, "merge": work.merge, "positions": work.positions, "tower": work.tower}
 
 
 def check(recipes: Annotated[list[str], typer.Argument(help="Recipe names or YAML files.")]) -> None:
@@ -226,7 +226,9 @@ def explain(
     plan = {int(layer): kept for layer, kept in result["plan"].items()}
     counts = sizes.tokens(plan, visual)
     table = Table("from layer", "to", "visual tokens", title=f"{built.name} on {shape}", title_justify="left")
-    starts = sorted({0, *plan})
+    for layer in (layer for layer in plan if layer < 0):
+        table.add_row(f"tower {layer + sizes.tower}", "", str(plan[layer]))
+    starts = sorted({0, *(layer for layer in plan if layer >= 0)})
     for start, end in zip(starts, [*starts[1:], sizes.depth], strict=True):
         table.add_row(str(start), str(end - 1), str(counts[start]))
     console, kv = Console(), result["kv_mib"]
@@ -244,12 +246,11 @@ def _cost(
     """Plan, average over the layers, FLOPs share and KV MiB (fp16) of one prompt. Raises LayerError, BudgetError."""
     sizes = geometry(shape)
     ecl = ecl or layers.shipped(shape, sizes.depth)
-    if ecl is None and any(work.schedule.needs_ecl for work in recipe.passes):
+    if ecl is None and any(work.schedule.needs_ecl for work in recipe.decoder):
         raise LayerError(
             f"no Entropy Collapse Layer is shipped for {shape}: pass --ecl LAYER (tokenprune calibrate measures it)"
         )
-    stages = plan_stages(recipe, sizes.depth, [visual], ecl, budget)
-    plan = {layer: stage.kept[0] for layer, stage in stages.items()}
+    plan = plan_whole(recipe, sizes, visual, ecl, budget)
     return {
         "plan": {str(layer): kept for layer, kept in plan.items()},
         "average": sum(sizes.tokens(plan, visual)) / sizes.depth,

@@ -220,7 +220,7 @@ def demo(
         with pruning:
             pruned = loaded.answer(inputs)
         report = pruning.report()
-        kept = " ".join(f"{stage.layer}:{stage.kept[0]}/{stage.total[0]}" for stage in report.stages) or "all"
+        kept = " ".join(f"{stage.where}:{stage.kept[0]}/{stage.total[0]}" for stage in report.stages) or "all"
         for name, answer, kv, ms, share, left in (
             ("no", plain, report.kv_mib.full, plain_ms, 1.0, "all"),
             (built.name, pruned, report.kv_mib.pruned, pruned_ms, report.flops_share, kept),

@@ -1,0 +1,373 @@
+"""Passes inside the vision tower: tokens are dropped or merged while pictures are encoded.
+
+One encoding, in order: `_start` (before the tower) hooks the blocks it has now; `_enter` (before each block) and
+`_project` (before the projector, which counts as the last block) rank, fold and drop, and let the block see the rows
+that are left; `_land` (after the projector) gives the rows their old places back. Between them stand holes: rows of
+NaN, so that placeholders still match, every packing and cropping may follow, and a leak is loud. The second channel of
+a hole says before which block its token went. The engine takes the holes out before decoder block 0.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from . import ops
+from .errors import PromptError, ScorerError, UnsupportedModelError
+from .interfaces import BlockRun, Call, TowerAdapter
+from .prompt import Stage
+from .recipe import Pass
+from .registry import registry
+from .tower import Pictures, Ranking
+
+Plan = Callable[[int, Sequence[int]], dict[int, Stage]]
+"""`plan(depth, counts)`: stages of pictures of so many tokens, by layer of a tower so deep."""
+
+
+@dataclass(eq=False)
+class _Group:
+    """Pictures of one size, and what is left of each. A slot is a CLS row or a token, counted in its picture."""
+
+    members: list[int]  # which pictures of the run
+    slots: Int[Tensor, "u l"]
+    sizes: Float[Tensor, "u l"]  # how many tokens each stands for
+
+    @property
+    def left(self) -> int:
+        return self.slots.shape[1]
+
+
+class _Run:
+    """One encoding: its pictures, in groups by size."""
+
+    def __init__(self, tower: nn.Module, call: Call) -> None:
+        self.tower, self.call = tower, call
+        self.hooks = ExitStack()
+        self.stages: dict[int, Stage] = {}
+        self.counts: list[int] = []  # slots of each picture, as it came
+        self.groups: list[_Group] = []
+        self.cls = 0  # 1 where a CLS row is the first slot
+        self.unit = 1  # rows of a slot
+        self.gone = torch.empty(0)  # of every slot that came: before which block it went, -1 if it is left
+        self.kept: Int[Tensor, "r"] | None = None  # rows that are left, counted in those that came; None: all
+        self.weighed = False  # whether attention is proportional to sizes
+        self.looked: dict[str, Tensor] = {}  # projections of the block before a stage
+        self.last: tuple[Call, Tensor] | None = None  # its call and output
+        self.over = False
+
+    def begin(self, counts: Sequence[int], unit: int, rows: int, device: torch.device) -> None:
+        self.unit, self.cls = unit, (rows - unit * sum(counts)) // len(counts)
+        self.counts = [count + self.cls for count in counts]
+        self.gone = torch.full((sum(self.counts),), -1, device=device)
+        for count in dict.fromkeys(self.counts):
+            members = [number for number, other in enumerate(self.counts) if other == count]
+            slots = torch.arange(count, device=device).expand(len(members), count)
+            self.groups.append(_Group(members, slots, torch.ones(slots.shape, device=device)))
+
+    def strip(self) -> None:
+        """Forget the CLS rows: the model has cut them off."""
+        own = torch.ones_like(self.gone, dtype=torch.bool)
+        for group, start in zip(self.groups, self.starts(whole=True), strict=True):
+            own.index_fill_(0, start, False)
+            group.slots, group.sizes = group.slots[:, 1:] - 1, group.sizes[:, 1:]
+        self.gone, self.cls = self.gone[own], 0
+        self.counts = [count - 1 for count in self.counts]
+
+    def starts(self, whole: bool = False) -> list[Int[Tensor, "u"]]:
+        """By group, the first slot of each picture, counted in all slots that are left or that came."""
+        if len(self.groups) == 1:
+            (group,) = self.groups
+            step = self.counts[0] if whole else group.left
+            return [torch.arange(len(group.members), device=group.slots.device) * step]
+        lengths = list(self.counts)
+        for group in () if whole else self.groups:
+            for number in group.members:
+                lengths[number] = group.left
+        firsts = [0, *accumulate(lengths)]
+        device = self.gone.device
+        return [torch.tensor([firsts[number] for number in group.members], device=device) for group in self.groups]
+
+    def came(self) -> list[Int[Tensor, "u l"]]:
+        """By group, the slots that are left, counted in all that came."""
+        return [s[:, None] + group.slots for s, group in zip(self.starts(whole=True), self.groups, strict=True)]
+
+    def places(self) -> list[Int[Tensor, "u l m"]]:
+        """By group, the rows of each slot that is left, counted in those that are left."""
+        device = self.gone.device
+        return [
+            self.rows_of(start[:, None] + torch.arange(group.left, device=device))
+            for start, group in zip(self.starts(), self.groups, strict=True)
+        ]
+
+    def rows_of(self, slots: Int[Tensor, "u l"]) -> Int[Tensor, "u l m"]:
+        return self.unit * slots[..., None] + torch.arange(self.unit, device=slots.device)
+
+    @staticmethod
+    def ascending(parts: Sequence[Tensor]) -> Int[Tensor, "r"]:
+        """The parts of all groups together; each ascends by itself."""
+        return parts[0].flatten() if len(parts) == 1 else torch.cat([part.flatten() for part in parts]).sort().values
+
+
+class TowerPruner:
+    """Hooks on a model's vision towers, for a recipe's passes inside them."""
+
+    def __init__(self, adapter: TowerAdapter, base: nn.Module, config: Any, plan: Plan) -> None:
+        if reason := adapter.refuse(config):
+            raise UnsupportedModelError(
+                f"this {config.model_type} model cannot be pruned in its vision tower: {reason}"
+            )
+        self.adapter, self.base, self.plan = adapter, base, plan
+        features = adapter.features(config, len(adapter.blocks(adapter.towers(base)[0])))
+        self.depth = features + 2  # blocks whose work the projector gets, and the projector
+        self.whole = False  # whether pictures of some encoding lost nothing
+        self.flags: list[tuple[str, Tensor]] = []  # what must be true; the next prefill asks
+        self.works: dict[int, Pass] = {}  # by layer
+        self._live = threading.local()
+        self._open: set[_Run] = set()
+
+    def attach(self, add: Callable[[Any], None]) -> None:
+        """Register the hooks; `add` takes their handles."""
+        for tower in self.adapter.towers(self.base):
+            add(tower.register_forward_pre_hook(self._start, with_kwargs=True))
+            add(tower.register_forward_hook(self._finish, always_call=True))
+        projector = self.adapter.projector(self.base)
+        add(projector.register_forward_pre_hook(self._project))
+        add(projector.register_forward_hook(self._land))
+
+    def close(self) -> None:
+        """Forget everything, also runs that Ctrl-C left behind, after which torch runs no hook."""
+        for run in list(self._open):
+            run.hooks.close()
+        self._open.clear()
+        self.flags.clear()
+
+    @property
+    def _run(self) -> _Run | None:
+        return getattr(self._live, "run", None)
+
+    # -- one encoding, in order ----------------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    def _start(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._unhook()
+        named = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "hidden_states")}
+        self._live.run = run = _Run(tower, ((None, *args[1:]), named))
+        self._open.add(run)
+        for number, block in enumerate(self.adapter.blocks(tower)[: self.depth - 1]):
+            enter = partial(self._enter, run, number)
+            run.hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+
+    @torch.compiler.disable
+    def _enter(self, run: _Run, number: int, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Before a block: prune if a stage is here; then let it see what is left and nothing else."""
+        if run is not self._run:
+            return None  # of another thread
+        hidden = args[0]
+        call: Call = (None, *args[1:]), kwargs
+        if number == 0:
+            self._plan(run, hidden)
+        if number in run.stages:
+            hidden = self._prune(run, number, hidden, run.places())
+        if run.kept is not None:
+            call = self.adapter.narrow(call, run.kept)
+        if run.weighed:
+            call = self.adapter.weigh(block, call, self._weights(run, hidden))
+        if number + 1 in run.stages:
+            self._watch(run, block, call)
+        return (hidden, *call[0][1:]), dict(call[1])
+
+    def _plan(self, run: _Run, hidden: Tensor) -> None:
+        """What will go, now that the sizes of the pictures are known."""
+        counts, unit = self.adapter.pictures(run.tower, run.call, hidden)
+        if not counts:
+            return
+        run.begin(counts, unit, hidden.shape[:-1].numel(), hidden.device)
+        sizes = [run.counts[group.members[0]] - run.cls for group in run.groups]
+        run.stages = self.plan(self.depth, sizes)
+        self.works.update((layer, stage.work) for layer, stage in run.stages.items())
+        left = [min((stage.kept[i] for stage in run.stages.values()), default=n) for i, n in enumerate(sizes)]
+        self.whole |= left == sizes or any(kept == n for kept, n in zip(left, sizes, strict=True))
+
+    def _weights(self, run: _Run, hidden: Tensor) -> Tensor:
+        """How many tokens each row stands for, in the shape of the rows."""
+        sizes = torch.ones(hidden.shape[:-1].numel(), device=hidden.device)
+        for group, place in zip(run.groups, run.places(), strict=True):
+            sizes = sizes.index_copy(0, place.flatten(), group.sizes.repeat_interleave(run.unit, 1).flatten())
+        return sizes.to(hidden.dtype).view(hidden.shape[:-1])
+
+    def _watch(self, run: _Run, block: nn.Module, call: Call) -> None:
+        """Keep what this block computes: the next stage may ask for it."""
+        run.looked.clear()
+        once = ExitStack()
+
+        def look(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+            if run is self._run:
+                run.looked[name] = output.detach()
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if run is self._run:
+                once.close()
+                run.last = call, (output[0] if isinstance(output, tuple) else output).detach()
+
+        for name, module in self.adapter.projections(block).items():
+            once.callback(module.register_forward_hook(partial(look, name)).remove)
+        once.callback(block.register_forward_hook(after).remove)
+        run.hooks.callback(once.close)
+
+    @torch.compiler.disable
+    def _project(self, projector: nn.Module, args: Any) -> Any:
+        """Before the projector, at the end of the tower's run or right after it."""
+        run = self._run
+        if run is None or run.over or not run.groups:
+            return None
+        hidden, places = args[0], run.places()
+        left = sum(place.shape[:-1].numel() for place in places)
+        rows = hidden.shape[:-1].numel()
+        if run.cls and rows == left - len(run.counts):
+            run.strip()
+            places = [place[:, 1:] for place in places]
+        elif rows != left * run.unit:
+            raise PromptError(
+                f"the projector gets {rows} rows where passes inside the vision tower left {left * run.unit}: leave "
+                "vision_feature_layer and vision_feature_select_strategy as the config has them"
+            )
+        if self.depth - 1 not in run.stages:
+            return None
+        return (self._prune(run, self.depth - 1, hidden, places), *args[1:])
+
+    @torch.compiler.disable
+    def _land(self, projector: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """After the projector, which makes one row of each slot: every row at its old place, holes between them."""
+        run = self._run
+        if run is None or run.over:
+            return None
+        run.over = True
+        if run.kept is None:
+            return None
+        holes = output.new_full((len(run.gone), output.shape[-1]), torch.nan)
+        holes[:, 1] = run.gone
+        full = holes.index_copy(0, run.ascending(run.came()), output.flatten(0, -2))
+        return full.view(*output.shape[:-2], -1, output.shape[-1])
+
+    @torch.compiler.disable
+    def _finish(self, tower: nn.Module, args: Any, output: Any) -> None:
+        """After a tower, also after an exception; the projector may still be to come."""
+        self._unhook()
+        if output is None:
+            self._live.run = None
+
+    def _unhook(self) -> None:
+        if (run := self._run) is not None:
+            run.hooks.close()
+            self._open.discard(run)
+
+    # -- one stage -----------------------------------------------------------------------------------------------
+
+    def _prune(self, run: _Run, layer: int, hidden: Tensor, known: Sequence[Int[Tensor, "u l m"]]) -> Tensor:
+        """Rank, fold and drop: the rows that are left. `known` are their places in what the block before gave."""
+        stage, flat = run.stages[layer], hidden.flatten(0, -2)
+        states = self._states(run, layer)
+        rows = []
+        for number, (group, place, came) in enumerate(zip(run.groups, run.places(), run.came(), strict=True)):
+            keep = stage.kept[number]
+            if keep < group.left - run.cls:
+                own = slice(run.cls, None)
+                tokens = flat[place[:, own]]  # u n m d
+                seen = Pictures(
+                    layer=layer,
+                    keep=keep,
+                    tokens=group.slots[:, own] - run.cls,
+                    sizes=group.sizes[:, own],
+                    hidden=tokens.mean(2),
+                    read=states and partial(_gathered, states, known[number][:, own]),
+                    look=partial(self._grid, run, came[:, own]),
+                )
+                chosen, into = self._select(stage, seen)
+                if into is not None:
+                    tokens, sizes = ops.fold(tokens, into, group.sizes[:, own])
+                    flat = flat.index_copy(0, place[:, own].flatten(), tokens.flatten(0, 2))
+                    group.sizes = torch.cat([group.sizes[:, : run.cls], sizes], 1)
+                    run.weighed |= stage.work.scorer.proportional  # type: ignore[union-attr]
+                front = torch.arange(run.cls, device=chosen.device).expand(len(chosen), -1)
+                chosen = torch.cat([front, chosen + run.cls], 1)
+                run.gone.index_fill_(0, came.flatten(), layer)
+                run.gone.index_fill_(0, came.gather(1, chosen).flatten(), -1)
+                group.slots, group.sizes = group.slots.gather(1, chosen), group.sizes.gather(1, chosen)
+                place = place.gather(1, chosen[..., None].expand(-1, -1, run.unit))
+            rows.append(place)
+        run.kept = run.ascending([run.rows_of(came) for came in run.came()])
+        run.last = None
+        return flat[run.ascending(rows)].view(*hidden.shape[:-2], -1, hidden.shape[-1])
+
+    def _states(self, run: _Run, layer: int) -> Callable[[str], Tensor] | None:
+        """States of the block before, of every row that left it, by name; None before the first block."""
+        if layer == 0:
+            return None
+        assert run.last is not None  # `_watch`
+        call, output = run.last
+        block = self.adapter.blocks(run.tower)[layer - 1]
+        made = self.adapter.read(run.tower, block, BlockRun(call, output, dict(run.looked)))
+        names = {"salience": "cls_attention" if made.cls else "received"}
+        return lambda name: made.keys.mean(0) if name == "keys" else getattr(made, names.get(name, name))
+
+    def _grid(self, run: _Run, came: Int[Tensor, "u n"]) -> Int[Tensor, "u n 2"]:
+        places = self.adapter.places(run.tower, run.call, (len(run.counts), run.counts[0]))
+        return places[:, 1:].to(came.device)[came]
+
+    def _select(self, stage: Stage, seen: Pictures) -> tuple[Int[Tensor, "u k"], Int[Tensor, "u n"] | None]:
+        """Which tokens of each picture stay, in order, and where every token goes; None if those dropped are lost."""
+        scorer = stage.work.scorer
+        who = f"{registry().origin('scorer', type(scorer))} inside the vision tower at layer {seen.layer}"
+        with torch.no_grad():
+            given = _asked(who, partial(scorer.rank, seen))  # type: ignore[union-attr]
+            scores, into = given.scores, given.into
+            _check(who, "scores", scores, seen.tokens)
+            self.flags.append((f"{who} gave NaN", ~scores.isnan().any()))
+            chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : seen.keep].sort().values
+            if stage.work.merge is None or not seen.keep:
+                return chosen, None
+            if into is None:
+                unit = nn.functional.normalize(seen.hidden.float(), dim=-1)
+                kept = unit.gather(1, chosen[..., None].expand(-1, -1, unit.shape[-1]))
+                into = chosen.gather(1, (unit @ kept.mT).argmax(-1))
+            _check(who, "tokens to merge into", into, seen.tokens)
+            into = into.scatter(1, chosen, chosen)
+            stays = torch.zeros_like(into, dtype=torch.bool).scatter(1, chosen, True)
+            self.flags.append((f"{who} merges tokens into some that it drops", stays.gather(1, into).all()))
+            return chosen, into
+
+
+def _gathered(states: Callable[[str], Tensor], rows: Int[Tensor, "u n m"], name: str) -> Float[Tensor, "u n *w"]:
+    return states(name)[rows].mean(2)
+
+
+def _asked(who: str, rank: Callable[[], Any]) -> Ranking:
+    """What a scorer gives; its own errors are said with its name."""
+    try:
+        given = rank()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ScorerError(f"{who} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(given, Ranking):
+        raise ScorerError(f"{who} must give a Ranking, got {type(given).__name__}")
+    return given
+
+
+def _check(who: str, what: str, given: Any, like: Tensor) -> None:
+    shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    if not isinstance(given, Tensor) or given.shape != like.shape:
+        raise ScorerError(f"{who} must give {what} of every token: expected shape {tuple(like.shape)}, got {shape}")
+    if given.device != like.device:
+        raise ScorerError(f"{who} must give {what} on {like.device}, got {given.device}")
+    if what != "scores" and given.dtype != torch.long:
+        raise ScorerError(f"{who} must give {what} as torch.long, got {given.dtype}")
