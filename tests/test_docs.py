@@ -192,7 +192,8 @@ def run(line: str) -> None:
             known = (
                 re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), flags=re.M) if extra else None
             )
-            assert known or wanted == "-e" or (ROOT / wanted / "pyproject.toml").exists(), line
+            project = Path(wanted.split("[")[0]) / "pyproject.toml"
+            assert known or wanted == "-e" or project.exists() or (ROOT / project).exists(), line
     else:
         assert words[0] == "python", f"{line}: mark the block with {NOT_RUN!r}"
         assert (ROOT / words[1]).exists(), line
