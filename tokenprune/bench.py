@@ -68,7 +68,7 @@ class Flops:
         formula: `Geometry.prefill_flops` and the head's one row.
         counted: by `torch.utils.flop_counter`, scorers apart.
         scoring: counted inside scorers.
-        tower: counted while pictures are encoded.
+        tower: counted while pictures are encoded, scorers apart.
     """
 
     formula: int
@@ -86,10 +86,13 @@ class Measured:
         plan: `{layer: visual tokens kept}`.
         average: visual tokens, as a mean over the decoder blocks.
         spread: of each field of `Run`, over the runs; none for memory that is not known.
-        speed_up: unpruned / pruned prefill, the median over pairs of neighbouring runs.
+        tower_speed_up: unpruned / pruned encoding of the pictures, the median over pairs of neighbouring runs.
+        speed_up: the same of the prefill.
         total_speed_up: the same of the whole run.
-        bound: what `speed_up` would be if time were FLOPs: unpruned / pruned, by formula.
-        scoring_share: time inside scorers as a share of the pruned prefill, in runs of their own.
+        tower_bound: what `tower_speed_up` would be if time were FLOPs, scorers apart: unpruned / pruned, counted.
+        bound: the same of `speed_up`, by formula.
+        scoring_share: time inside scorers as a share of the pruned prefill, in runs of their own; of tower and prefill
+            together where the recipe prunes inside the tower.
         flops: see there.
     """
 
@@ -97,8 +100,10 @@ class Measured:
     plan: dict[int, int]
     average: float
     spread: dict[str, Spread | None]
+    tower_speed_up: float
     speed_up: float
     total_speed_up: float
+    tower_bound: float
     bound: float
     scoring_share: float
     flops: Flops
@@ -324,10 +329,10 @@ class Bench:
         forms = [self._prune(watched(one, watch), budget) for one in recipes]
         shares: list[list[float]] = [[] for _ in forms]
         for _ in range(runs + 1):
-            for found, pruning in zip(shares, forms, strict=True):
+            for recipe, found, pruning in zip(recipes, shares, forms, strict=True):
                 watch.seconds = 0.0
-                prefill_ms = self.run(pruning, new_tokens=2).prefill_ms
-                found.append(1000 * watch.seconds / prefill_ms)
+                run = self.run(pruning, new_tokens=2)
+                found.append(1000 * watch.seconds / (run.prefill_ms + (run.tower_ms if recipe.tower else 0)))
         return [statistics.median(found[1:]) for found in shares]
 
     @torch.no_grad()
@@ -340,9 +345,11 @@ class Bench:
         with pruned, sdpa_kernel(SDPBackend.MATH):
             with FlopCounterMode(display=False) as tower:
                 encoded = encode(self.model, dict(self.inputs))
+            inside = watch.flops
             with FlopCounterMode(display=False) as all_:
                 self.model(**without_pixels(dict(self.inputs)), **encoded, use_cache=True, logits_to_keep=1)
-        return Flops(formula, all_.get_total_flops() - watch.flops, watch.flops, tower.get_total_flops())
+        decoder = all_.get_total_flops() - (watch.flops - inside)
+        return Flops(formula, decoder, watch.flops, tower.get_total_flops() - inside)
 
     def _put_together(
         self,
@@ -364,8 +371,10 @@ class Bench:
             plan=plan,
             average=sum(self.geometry.tokens(plan, self.visual)) / self.geometry.depth,
             spread=spread,
+            tower_speed_up=statistics.median(a.tower_ms / b.tower_ms for a, b in pairs),
             speed_up=statistics.median(a.prefill_ms / b.prefill_ms for a, b in pairs),
             total_speed_up=statistics.median(a.total_ms / b.total_ms for a, b in pairs),
+            tower_bound=full.tower / flops.tower,
             bound=full.formula / flops.formula,
             scoring_share=scoring,
             flops=flops,
@@ -377,7 +386,7 @@ def _names(recipes: Sequence[RecipeLike], built: Sequence[Recipe]) -> list[str]:
 
 
 HEADER = [
-    *("recipe", "tokens", "tower ms", "prefill ms", "speed-up", "bound", "of bound", "scoring"),
+    *("recipe", "tokens", "tower ms", "tower speed-up", "prefill ms", "speed-up", "bound", "of bound", "scoring"),
     *("decode ms/token", "total ms", "total speed-up", "KV MiB", "peak MiB", "GFLOPs", "counted"),
 ]
 
@@ -393,6 +402,7 @@ def table(found: Sequence[Measured]) -> list[list[str]]:
                 one.name,
                 f"{one.average:.1f}",
                 f"{one.median('tower_ms'):.1f}",
+                f"{one.tower_speed_up:.2f}x of {one.tower_bound:.2f}x",
                 f"{prefill.median:.1f} ({prefill.low:.1f}-{prefill.high:.1f})",
                 f"{one.speed_up:.2f}x",
                 f"{one.bound:.2f}x",
@@ -412,8 +422,9 @@ def table(found: Sequence[Measured]) -> list[list[str]]:
 
 NOTES = """
 Medians over {runs} rounds, in each of which all forms ran in turn; prefill with its lowest and highest. Speed-ups are
-medians over the pairs of one round. `bound`: unpruned / pruned FLOPs of decoder and head. `scoring`: time inside
-scorers, from runs of their own, as a share of the pruned prefill. `KV MiB`: all that the cache held after the prefill.
+medians over the pairs of one round. `bound`: unpruned / pruned FLOPs of decoder and head, and for the tower those that
+torch counts. `scoring`: time inside scorers, from runs of their own, as a share of the pruned prefill (of tower and
+prefill, where the recipe prunes inside the tower). `KV MiB`: all that the cache held after the prefill.
 `GFLOPs`: of the prefill, by formula; `counted`: how far torch's counter is from that, scorers apart. `peak MiB` is
 known on GPUs. Answers have {new_tokens} tokens, whatever they say.
 """

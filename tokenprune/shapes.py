@@ -165,11 +165,10 @@ def build(
         return AutoModelForImageTextToText.from_config(config(name, scale), dtype=dtype, **options).eval()
 
 
-def prompt(name: str, model: Any, text: int) -> dict[str, Tensor]:
-    """One picture or video amid random text, half of it before and half after."""
-
+def prompt(name: str, model: Any, text: int, media: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """One picture or video (`media`, or random) amid random text, half of it before and half after."""
     made, generator = PUBLISHED[name], torch.Generator().manual_seed(0)
-    media = {key: _as(value, model) for key, value in made.media(generator).items()}
+    media = {key: _as(value, model) for key, value in (media or made.media(generator)).items()}
     with torch.no_grad():
         (encoded,) = encode(model, media)["mm_encoder_outputs"].values()
     visual = sum(len(rows) for rows in encoded.pooler_output)
