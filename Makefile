@@ -8,18 +8,22 @@ PYTHON ?= python3
 VENV := .venv
 FLOOR := .venv-floor
 EVAL := .venv-eval
+WEB := .venv-web
 INT8 = --no-deps --target $(@D)/int8 torchao  # apart: where it lies, transformers imports it with every command
 PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers plugins/tokenprune-tower
 ARGS ?=
 
-.PHONY: help demo test lint docs compatibility test-eval test-floor wheel clean
+.PHONY: help demo web test lint docs compatibility test-eval test-web test-floor wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 demo: $(VENV)/base ## a picture, a question of each kind, with and without pruning (ARGS="--image my.png")
 	$(VENV)/bin/tokenprune demo $(ARGS)
+
+web: $(WEB)/ready ## the demo as a page on this machine (ARGS="--model MODEL --port 7860")
+	PYTHONPATH=$(WEB) $(VENV)/bin/tokenprune demo --web $(ARGS)
 
 test: lint ## ruff, mypy and pytest (ARGS="-k entropy")
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest $(ARGS)
@@ -38,6 +42,9 @@ compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 test-eval: $(EVAL)/ready ## pytest of what needs lmms-eval (80 MB to download)
 	PYTHONPATH=$(EVAL) $(VENV)/bin/python -m pytest tests/test_eval.py $(ARGS)
 
+test-web: $(WEB)/ready ## pytest of the page, in a Chromium if there is one (100 MB to download)
+	PYTHONPATH=$(WEB) $(VENV)/bin/python -m pytest tests/test_web.py $(ARGS)
+
 test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
 	PYTHONPATH=$(FLOOR)/int8 $(FLOOR)/bin/python -m pytest $(ARGS)
 
@@ -45,7 +52,7 @@ wheel: $(VENV)/dev ## dist/*.whl, configs inside
 	$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove environments, caches and builds
-	rm -rf $(VENV) $(FLOOR) $(EVAL) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo site
+	rm -rf $(VENV) $(FLOOR) $(EVAL) $(WEB) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo site
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -71,4 +78,9 @@ $(FLOOR)/dev: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)
 $(EVAL)/ready: $(VENV)/dev tests/eval-requirements.txt
 	rm -rf $(EVAL)
 	$(VENV)/bin/python $(PIP) --no-deps --target $(EVAL) -r tests/eval-requirements.txt
+	touch $@
+
+$(WEB)/ready: $(VENV)/dev tests/web-requirements.txt
+	rm -rf $(WEB)
+	$(VENV)/bin/python $(PIP) --no-deps --target $(WEB) -r tests/web-requirements.txt
 	touch $@

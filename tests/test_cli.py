@@ -214,10 +214,10 @@ class Stub:
     def __init__(self, case: str) -> None:
         self.case, self.model, self.processor = case, model(case), PROCESSORS[case]
 
-    def inputs(self, question: str, images: Any, videos: Any) -> dict[str, Any]:
+    def inputs(self, question: str, images: Any, videos: Any = ()) -> dict[str, Any]:
         return inputs(self.case, [[*images, *([Image.fromarray(frame) for frame in video] for video in videos)]])
 
-    def answer(self, given: dict[str, Any], max_new_tokens: int) -> str:
+    def answer(self, given: dict[str, Any], max_new_tokens: int = 64) -> str:
         return str(self.model.generate(**given, max_new_tokens=2, do_sample=False))
 
 

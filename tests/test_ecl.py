@@ -86,7 +86,7 @@ def test_layer_entropies_equal_the_explicit_computation(family: str, states: str
             hooks.callback(linear.register_forward_hook(lambda module, args, out: captured.append(out)).remove)
         lm(**given)
     before = [list(module._forward_hooks) for module in lm.modules()]
-    found = ecl.layer_entropies(adapter, decoder, visual, lambda: lm(**given), states)
+    found = ecl.layer_entropies(adapter, decoder, lambda: visual, lambda: lm(**given), states)
     assert found == pytest.approx([explicit(out[1][visual[1]]) for out in captured], abs=1e-4)
     assert len(set(found)) == DEPTH
     assert [list(module._forward_hooks) for module in lm.modules()] == before

@@ -16,6 +16,7 @@ from PIL import Image
 from test_cli import run
 from test_ecl import explicit
 
+import tokenprune
 from tokenprune import files
 from tokenprune.analysis import ecl, profile
 from tokenprune.errors import LayerError, TokenpruneError
@@ -44,7 +45,7 @@ def row(family: str) -> tuple[dict[str, Any], dict[str, list[torch.Tensor]]]:
     for handle in handles:
         handle.remove()
     before = [list(module._forward_hooks) for module in lm.modules()]
-    found = profile.row(adapter, decoder, visual, lambda: lm(**given), LAYERS)
+    found = profile.row(adapter, decoder, lambda: visual, lambda: lm(**given), LAYERS)
     assert [list(module._forward_hooks) for module in lm.modules()] == before
     return found, seen
 
@@ -288,3 +289,35 @@ def test_without_matplotlib_it_says_what_to_install(
 
 def test_depth_of_the_tiny_models() -> None:
     assert max(LAYERS) == DEPTH
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_profile_of_what_a_tower_pass_leaves(family: str) -> None:
+    """The same as of the tokens that survive, looked up by hand in what the blocks computed."""
+    lm, given = model(family), inputs(family, ONE)
+    adapter = registry().adapter(lm.config)
+    decoder = adapter.decoder(adapter.base(lm))
+    recipe = {"prune": [{"tower": "vision", "scorer": "random", "schedule": {"name": "fixed", "layer": 1, "keep": 6}}]}
+    seen: list[torch.Tensor] = []
+    handle = decoder.layers[2].self_attn.q_proj.register_forward_hook(lambda m, args, output: seen.append(output))
+    try:
+        with tokenprune.prune(lm, recipe) as pruning, torch.no_grad():
+            found = profile.row(adapter, decoder, lambda: pruning.state.shown, lambda: lm(**given), LAYERS)
+            state = pruning.state
+    finally:
+        handle.remove()
+    assert state is not None
+    columns = [i for i, at in enumerate(state.seen(2).index[0].tolist()) if state.visual[0, at]]
+    assert found["tokens"] == len(columns) == state.entered[0] < state.counts[0]
+    assert found["entropy"]["queries"][2] == pytest.approx(explicit(seen[0][0, columns]), abs=1e-4)
+
+
+def test_profile_with_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command(capsys, tmp_path / "thin", "--recipe", "random-in-tower")[0] == 0
+    result = json.loads((tmp_path / "thin" / "profile.json").read_text())
+    assert result["tokens"] == [48, 48]
+    assert "after random-in-tower" in result["config"]["source"]
+    code, _, err = command(capsys, tmp_path / "no", "--recipe", "entropyprune")
+    assert code != 0
+    assert "drops tokens in the decoder" in err
+    assert not (tmp_path / "no").exists()

@@ -410,7 +410,7 @@ class Pruner:
         try:
             alone = {**kwargs, "use_cache": False, "past_key_values": None}
             entropies = ecl.layer_entropies(
-                self.adapter, self.decoder, visual, lambda: module(*args, **alone), ranks=self.ranks
+                self.adapter, self.decoder, lambda: visual, lambda: module(*args, **alone), ranks=self.ranks
             )
         finally:
             self._live.paused = False

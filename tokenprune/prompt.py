@@ -217,6 +217,12 @@ class PromptState:
         return self.visual & torch.zeros_like(self.visual).scatter(1, view.index, view.valid)
 
     @property
+    def shown(self) -> Bool[Tensor, "b k"]:
+        """Which of the columns that enter block 0 hold visual tokens."""
+        view = self.seen(-1).to(self.visual.device)
+        return self.visual.gather(1, view.index) & view.valid
+
+    @property
     def entered(self) -> tuple[int, ...]:
         """How many they are, per prompt."""
         layer = self.layer(-1)

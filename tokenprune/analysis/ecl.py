@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,28 @@ def collapse(entropies: Sequence[float]) -> int:
 def layer_spectra(
     adapter: Adapter,
     decoder: nn.Module,
-    visual: Bool[Tensor, "b s"],
+    visual: Callable[[], Bool[Tensor, "b s"]],
     run: Callable[[], object],
     states: Sequence[str] = ("queries", "keys"),
     ranks: parallel.Ranks | None = None,
 ) -> dict[str, list[Float[Tensor, "e"]]]:
-    """Eigenvalues of the visual tokens' states in every block, ascending, while `run()` does one unpruned prefill.
+    """Eigenvalues of the visual tokens' states in every block, ascending, while `run()` does one prefill.
 
-    Of the first prompt that has visual tokens; `states` are `queries`, `keys`. `ranks` add their heads.
+    Of the first prompt that has visual tokens; `visual` says which columns of the blocks hold them, asked when the
+    first block runs. The decoder drops nothing meanwhile. `states` are `queries`, `keys`. `ranks` add their heads.
     """
-    row = int(visual.any(1).int().argmax())
-    columns = visual[row].nonzero()[:, 0]
+
+    @cache
+    def where() -> tuple[int, Tensor]:
+        marked = visual()
+        row = int(marked.any(1).int().argmax())
+        return row, marked[row].nonzero()[:, 0]
+
     found: dict[str, list[Tensor]] = {name: [] for name in states}
     blocks = adapter.blocks(decoder)
 
     def measure(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        row, columns = where()
         mine = output[row, columns.to(output.device)]
         if ranks is not None:
             heads = ranks.all_heads(name, rearrange(mine, "n (h dh) -> h n dh", dh=adapter.head_size(blocks[0])))
@@ -69,7 +76,7 @@ def layer_spectra(
 def layer_entropies(
     adapter: Adapter,
     decoder: nn.Module,
-    visual: Bool[Tensor, "b s"],
+    visual: Callable[[], Bool[Tensor, "b s"]],
     run: Callable[[], object],
     states: str = "queries",
     ranks: parallel.Ranks | None = None,

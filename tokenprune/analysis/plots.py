@@ -27,9 +27,14 @@ def need() -> Any:
     return matplotlib
 
 
-def entropy(summary: Mapping[str, Any], title: str) -> bytes:
-    """Fig. 2 of arXiv 2602.17196: matrix entropy by layer, with the collapse layer. From `profile.summary`."""
-    figure = _figure(7, 4)
+def entropy(
+    summary: Mapping[str, Any], title: str, known: int | None = None, size: tuple[float, float] = (7, 4)
+) -> bytes:
+    """Fig. 2 of arXiv 2602.17196: matrix entropy by layer, with the collapse layer. From `profile.summary`.
+
+    `known` is the model's layer, marked too; `size` in inches.
+    """
+    figure = _figure(*size)
     axes = figure.subplots()
     layers = range(1, summary["depth"] + 1)
     for i, (state, found) in enumerate(summary["states"].items()):
@@ -37,9 +42,11 @@ def entropy(summary: Mapping[str, Any], title: str) -> bytes:
         axes.plot(layers, found["entropy"], color=COLORS[i], marker=MARKERS[i], markersize=4, label=label)
         axes.fill_between(layers, *found["interval"], color=COLORS[i], alpha=0.25, linewidth=0)
         axes.axvline(found["ecl"]["layer"] + 0.5, color=COLORS[i], linestyle=("--", ":")[i % 2], linewidth=1.2)
+    if known is not None:
+        axes.axvline(known + 0.5, color="black", linewidth=1.6, label=f"ECL of the model: {known}")
     axes.set(xlabel="layer", ylabel="matrix entropy (nats)", title=title)
     _whole(axes)
-    axes.legend(title="band: 95 % over prompts")
+    axes.legend(title="band: 95 % over prompts" if summary["prompts"] > 1 else None)
     return _png(figure)
 
 

@@ -21,15 +21,19 @@ DRAWS = 2000
 
 
 def row(
-    adapter: Adapter, decoder: nn.Module, visual: Bool[Tensor, "b s"], run: Callable[[], object], layers: Sequence[int]
+    adapter: Adapter,
+    decoder: nn.Module,
+    visual: Callable[[], Bool[Tensor, "b s"]],
+    run: Callable[[], object],
+    layers: Sequence[int],
 ) -> dict[str, Any]:
     """One prompt's part, as JSON: per state the entropy (nats) of every block, and the eigenvalues of `layers`.
 
-    Eigenvalues descend and sum to 1; block 1 is the first. `run()` does one unpruned prefill.
+    Eigenvalues descend and sum to 1; block 1 is the first. Arguments as in `ecl.layer_spectra`.
     """
     spectra = ecl.layer_spectra(adapter, decoder, visual, run, STATES)
     return {
-        "tokens": int(visual.sum(1).max()),
+        "tokens": int(visual().sum(1).max()),
         "entropy": {
             state: [round(float(ops.spectral_entropy(each)), 6) for each in found] for state, found in spectra.items()
         },

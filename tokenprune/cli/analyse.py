@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -15,16 +17,19 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
+from torch import Tensor
 
 from .. import files
 from ..analysis import ecl, plots
 from ..analysis import horizon as horizons
 from ..analysis import profile as profiles
+from ..api import Pruning, prune
 from ..errors import LayerError, MediaError
 from ..interfaces import Adapter
 from ..loading import Loaded, load_model
 from ..media import pictures, read_image
 from ..pico import scenes
+from ..recipe import load
 from ..registry import registry
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
 
@@ -42,12 +47,21 @@ def profile(
         "Describe the picture."
     ),
     layers: LayersOption = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="Passes inside the vision tower, to look at what they leave.")
+    ] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Entropy of visual tokens by layer, spectra of some `--layers`, and the collapse layer with its stability."""
     shown = _pictures(data, limit, seed)
+    if recipe is not None and load(recipe).decoder:
+        raise typer.BadParameter(
+            f"recipe {recipe} drops tokens in the decoder, whose layers are to be measured: give one that prunes "
+            "inside the vision tower alone",
+            param_hint="--recipe",
+        )
     plots.need()
     loaded = load_model(model, attn, _dtype(dtype), device)
     adapter = registry().adapter(loaded.model.config)
@@ -55,20 +69,23 @@ def profile(
     depth = len(adapter.blocks(decoder))
     chosen = _layers(layers, 1, depth) or profiles.default_layers(depth)
     settings = {**_settings("profile", loaded, adapter), "data": data, "seed": seed, "ask": ask, "layers": chosen}
+    settings |= {} if recipe is None else {"recipe": repr(load(recipe))}
     rows = files.Rows(output / "profile.jsonl", settings)
     drawn = scenes.held_out(seed)
     for key, path in track(list(shown.items()), description="prefills", console=Console(stderr=True)):
         scene = next(drawn)
         if key not in rows:
             inputs = loaded.inputs(ask, [read_image(path) if path else scene.picture])
-            visual = adapter.visual(loaded.model.config, inputs["input_ids"])
-            rows.add(key, profiles.row(adapter, decoder, visual, lambda i=inputs: _prefill(loaded, i), chosen))  # type: ignore[misc]
+            with nullcontext() if recipe is None else prune(loaded.model, recipe) as pruning:
+                visual = partial(_visual, adapter.visual(loaded.model.config, inputs["input_ids"]), pruning)
+                rows.add(key, profiles.row(adapter, decoder, visual, partial(_prefill, loaded, inputs), chosen))
     found = profiles.summary((rows[key] for key in shown), seed)
     main = found["states"]["queries"]["ecl"]
     name = settings["model"]
     source = f"tokenprune profile, {found['prompts']} pictures of {Path(data).name}, seed {seed}"
+    source += "" if recipe is None else f", after {recipe}"
     entry = {"depth": depth, "layer": main["layer"], "models": [name], "source": source}
-    title = f"{name}, {found['prompts']} pictures of {Path(data).name}"
+    title = f"{name}, {found['prompts']} pictures of {Path(data).name}" + ("" if recipe is None else f", {recipe}")
     results: dict[str, str | bytes] = {
         "profile.json": json.dumps({"settings": settings, **found, "config": entry}) + "\n",
         "entropy.png": plots.entropy(found, title),
@@ -90,6 +107,11 @@ def profile(
         )
     print(f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}")
     print(f"wrote profile.json, entropy.png and spectra.png to {output}")
+
+
+def _visual(visual: Tensor, pruning: Pruning | None) -> Tensor:
+    """Columns of the decoder's blocks with visual tokens, now that the first of them runs."""
+    return visual if pruning is None or pruning.state is None else pruning.state.shown
 
 
 def horizon(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from .. import web as pages
 from ..analysis import ecl as layers
 from ..api import Pruning, prune
 from ..budget import read
@@ -148,9 +150,9 @@ def calibrate(
     adapter = registry().adapter(loaded.model.config)
     profiles = []
     for inputs in prompts:
-        visual = adapter.visual(loaded.model.config, inputs["input_ids"])
+        visual = partial(adapter.visual, loaded.model.config, inputs["input_ids"])
         decoder = adapter.decoder(adapter.base(loaded.model))
-        profiles.append(layers.layer_entropies(adapter, decoder, visual, lambda i=inputs: loaded.model(**i)))  # type: ignore[misc]
+        profiles.append(layers.layer_entropies(adapter, decoder, visual, partial(loaded.model, **inputs)))
     means = [statistics.fmean(values) for values in zip(*profiles, strict=True)]
     layer = layers.collapse(means)
     table = Table("block", "entropy (nats)", "drop to the next", title=f"{len(shown)} pictures", title_justify="left")
@@ -193,11 +195,19 @@ def demo(
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
     budget: BudgetOption = None,
-    output: Annotated[Path, typer.Option(help="Folder for the picture, the overlay and the report.")] = Path("demo"),
+    output: Annotated[
+        Path, typer.Option(help="Folder for the picture, the overlay and the report; not with --web.")
+    ] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
     model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
+    web: Annotated[bool, typer.Option("--web", help="A page to play with, instead (extra demo).")] = False,
+    host: Annotated[str, typer.Option(help="Where the page listens; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="As above.")] = 7860,
 ) -> None:
     """One picture, a question of each kind: answers without and with pruning, what it cost, and what survived."""
+    if web:
+        _page(model, recipe, budget, image, seed, host, port)
+        return
     built = load(recipe)
     wanted = read(budget) if budget is not None else None
     loaded = load_model(model)
@@ -236,6 +246,17 @@ def demo(
         both = side_by_side(picture, pruning.overlay(picture, inputs))
         both.save(output / "overlay.png")
         console.print(f"what survived of its picture: {output / 'overlay.png'}")
+
+
+def _page(model: str, recipe: str, budget: str | None, image: Path | None, seed: int, host: str, port: int) -> None:
+    """Show the demo as a page until interrupted."""
+    if budget is not None:
+        raise typer.BadParameter("choose it on the page", param_hint="--budget")
+    pages.need()
+    load(recipe)
+    page = pages.build(load_model(model), recipe, image, seed)
+    print(f"{pages.serve(page, host, port)} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
 OPEN_QUESTIONS = {

@@ -1,0 +1,370 @@
+"""The demo as a web page: `compare` and `table` are what it says, `build` lays it out, `serve` shows it.
+
+Only the last two need Gradio.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .analysis import ecl, plots
+from .analysis import profile as profiles
+from .api import prune
+from .bench import UNPRUNED, Bench
+from .errors import MediaError, PromptError, TokenpruneError
+from .flops import Geometry
+from .loading import Loaded
+from .media import read_image
+from .page import SHORTEST
+from .pico import scenes
+from .recipe import RecipeLike, load, presets, registered
+from .registry import registry
+from .report import StageReport
+from .values import Budget
+
+UPLOAD = "10mb"
+LONGEST = 2048  # pixels of a picture's sides: larger ones are shrunk, so that a page stays quick
+LETTERS = 2000  # of a question
+SCENES = 5
+ROUNDS = 3  # timed pairs, after one to warm up
+NO_PRESET = "none"
+
+STYLE = """
+.compared { width: 100%; border-collapse: collapse }
+#answers .compared :is(th, td) { padding: .35em .6em; text-align: left; vertical-align: top;
+  border: 1px solid var(--border-color-primary) }
+#answers .compared th { overflow-wrap: break-word; word-break: normal }
+#answers .compared td { overflow-wrap: anywhere }
+.compared .answer td { font-size: 1.25em; font-weight: 600 }
+.message { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7em 1em; border-radius: .4em;
+  border: 1px solid var(--error-border-color); background: var(--error-background-fill);
+  color: var(--error-text-color) }
+:is(#answers, #said) .html-container { padding: 0 }
+#overlays .grid-wrap { min-height: 0; max-height: none }
+#overlays .grid-container { grid-template-columns: repeat(auto-fit, minmax(max(140px, 24%), 1fr)) }
+"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to answer. `tokens` are visual ones, as a mean over the decoder blocks; KV is theirs."""
+
+    name: str
+    answer: str
+    tokens: float
+    kv_mib: float
+    flops_share: float
+    prefill_ms: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One question about one picture, without and with pruning.
+
+    Attributes:
+        visual: visual tokens of the prompt.
+        sides: unpruned, pruned.
+        stages: what was dropped where.
+        figures: per stage what is left and the scores, each with its caption; the picture if nothing was dropped.
+        entropy: entropy of the visual tokens by layer, the Entropy Collapse Layer marked.
+        collapse: that layer in words.
+    """
+
+    visual: int
+    sides: tuple[Side, Side]
+    stages: list[StageReport]
+    figures: list[tuple[Image.Image, str]]
+    entropy: Image.Image
+    collapse: str
+
+    @property
+    def percent(self) -> int:
+        """Visual tokens that a decoder block sees on average, of 100."""
+        return round(100 * self.sides[1].tokens / self.visual)
+
+
+def compare(
+    loaded: Loaded,
+    picture: Image.Image,
+    question: str,
+    recipe: RecipeLike,
+    *overrides: str,
+    budget: Budget | None = None,
+) -> Comparison:
+    """Answer a question about a picture without and with pruning. Raises what `prune` and a pruned prefill raise."""
+    question = question.strip()
+    if not 0 < len(question) <= LETTERS:
+        raise PromptError(f"expected a question of 1 to {LETTERS} letters, got {len(question)}")
+    pruning = prune(loaded.model, load(recipe, *overrides), budget=budget, processor=loaded.processor)
+    inputs = loaded.inputs(question, [picture])
+    with pruning:
+        pruned = loaded.answer(inputs)
+    report = pruning.report()
+    one = Bench(loaded.model, inputs, new_tokens=2, processor=loaded.processor)
+    pairs = [(one.run().prefill_ms, one.run(pruning).prefill_ms) for _ in range(ROUNDS + 1)][1:]
+    before, after = (statistics.median(each) for each in zip(*pairs, strict=True))
+    name = recipe if isinstance(recipe, str) else load(recipe).name
+    figures = []
+    for stage in report.stages:
+        for what in (f"{stage.kept[0]} left", "scores") if stage.tower is None else (f"{stage.kept[0]} left",):
+            drawn = pruning.overlay(picture, inputs, stage=stage.layer, scores=what == "scores")
+            figures.append((_enlarged(drawn), f"{_where(stage)}: {what}"))
+    figures = figures or [(_enlarged(picture), f"all {one.visual} tokens")]
+    entropy, collapse = _entropy(loaded, inputs)
+    sides = (
+        Side(UNPRUNED, loaded.answer(inputs), one.visual, report.kv_mib.full, 1.0, before),
+        Side(name, pruned, report.average[0], report.kv_mib.pruned, report.flops_share, after),
+    )
+    return Comparison(one.visual, sides, report.stages, figures, entropy, collapse)
+
+
+@torch.inference_mode()
+def _entropy(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[Image.Image, str]:
+    """The figure of this prompt, and its collapse layer beside the model's in words."""
+    adapter = registry().adapter(loaded.model.config)
+    decoder = adapter.decoder(adapter.base(loaded.model))
+    visual = adapter.visual(loaded.model.config, inputs["input_ids"])
+    found = profiles.summary(
+        [profiles.row(adapter, decoder, visual, lambda: loaded.model(**inputs, logits_to_keep=1), layers=[])], seed=0
+    )
+    queries = found["states"]["queries"]
+    here, known = queries["ecl"]["layer"], ecl.known(loaded.model, adapter)
+    words = (
+        f"The Entropy Collapse Layer of this model is {'not known yet' if known is None else known}. In this prompt "
+        f"alone entropy falls most after layer {here}."
+    )
+    figure = plots.entropy({**found, "states": {"queries": queries}}, "entropy of the visual tokens", known, (5, 3.2))
+    return Image.open(io.BytesIO(figure)), words
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    """A small picture with its pixels as squares, as in reports."""
+    times = -(-SHORTEST // min(picture.size))
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def _where(stage: StageReport) -> str:
+    return f"layer {stage.where}" if stage.tower is None else stage.where
+
+
+def table(made: Comparison, truth: str = "") -> str:
+    """HTML: both ways side by side, and the stages in words."""
+    rows = {
+        "answer": [escape(side.answer) or "(nothing)" for side in made.sides],
+        "visual tokens": [f"{side.tokens:.4g} of {made.visual}" for side in made.sides],
+        "their KV cache": [f"{side.kv_mib:.2f} MiB" for side in made.sides],
+        "prefill FLOPs": [f"{side.flops_share:.0%}" for side in made.sides],
+        "prefill time": [f"{side.prefill_ms:.1f} ms" for side in made.sides],
+    }
+    head = "".join(f"<th>{escape(side.name)}</th>" for side in made.sides)
+    body = "".join(
+        f'<tr class="{name.split()[-1]}"><th>{name}</th><td>{left}</td><td>{right}</td></tr>'
+        for name, (left, right) in rows.items()
+    )
+    stages = [f"after {_where(s)}, {escape(s.scorer)} keeps {s.kept[0]} of {s.total[0]}" for s in made.stages]
+    words = "; ".join(stages) or "Nothing was dropped: the recipe keeps as many tokens as there are"
+    known = f"<p>The right answer is <b>{escape(truth)}</b>.</p>" if truth else ""
+    return f'<table class="compared"><tr><th></th>{head}</tr>{body}</table>{known}<p>{words[0].upper()}{words[1:]}.</p>'
+
+
+def upload(path: Path) -> Image.Image:
+    """An uploaded picture, at most LONGEST pixels a side. Raises MediaError, which names the file only."""
+    try:
+        picture = read_image(path)
+    except MediaError as error:
+        raise MediaError(str(error).replace(f"{path.parent}/", "")) from error
+    picture.thumbnail((LONGEST, LONGEST))
+    return picture
+
+
+def movable(recipe: RecipeLike) -> int | None:
+    """Which pass a layer is set for: the first one in the decoder, if it prunes at one layer; else None."""
+    built = load(recipe)
+    first = len(built.tower)
+    schedule = built.passes[first].schedule if built.decoder else None
+    return first if schedule is not None and (schedule.needs_ecl or hasattr(schedule, "layer")) else None
+
+
+def need() -> Any:
+    """Gradio, or a TokenpruneError that says how to get it."""
+    try:
+        import gradio
+    except ImportError as error:
+        raise TokenpruneError(f'the web page needs Gradio ({error}): pip install "tokenprune-mllm[demo]"') from error
+    plots.need()
+    return gradio
+
+
+def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = None, seed: int = 0) -> Any:
+    """The page, a `gradio.Blocks`. All questions wait for the one model in one queue.
+
+    Args:
+        loaded: the model.
+        recipe: chosen at first, a name, `name@preset` or path.
+        image: shown at first instead of the first scene.
+        seed: which scenes are offered.
+    """
+    gr = need()
+    base, _, preset = recipe.rpartition("@")
+    if not (base in registered() or Path(base).is_file()):
+        base, preset = recipe, ""
+    drawn = list(islice(scenes.held_out(seed), SCENES))
+    shown = drawn[0].picture if image is None else upload(image)
+    asked = {question.text: question.answer for question in drawn[0].questions}
+    depth = Geometry.of(loaded.model.config).depth
+    name = Path(str(loaded.model.config._name_or_path)).name
+
+    def ask(
+        path: str | None,
+        question: str,
+        truths: dict[str, str],
+        recipe: str,
+        preset: str,
+        own_layer: bool,
+        layer: float,
+        own_budget: bool,
+        percent: float,
+    ) -> dict[Any, Any]:
+        full = recipe if preset == NO_PRESET else f"{recipe}@{preset}"
+        try:
+            if path is None:
+                raise MediaError("there is no picture: choose an example, or drop one of yours")
+            lines = [] if own_layer else [f"prune.{movable(full)}.schedule.layer={layer:.0f}"]
+            budget = None if own_budget else f"{percent:.0f}/100"
+            made = compare(loaded, upload(Path(path)), question or "", full, *lines, budget=budget)
+        except TokenpruneError as error:
+            return {said: _message(error), results: gr.update(visible=False)}
+        return {
+            said: gr.update(visible=False),
+            results: gr.update(visible=True),
+            answers: table(made, truths.get(question.strip(), "")),
+            overlays: made.figures,
+            curve: made.entropy,
+            words: made.collapse,
+            layers: next((stage.layer for stage in made.stages if own_layer and stage.tower is None), layer),
+            budgets: made.percent if own_budget else percent,
+        }
+
+    def _message(error: TokenpruneError) -> Any:
+        return gr.update(value=f'<div class="message" role="alert">{escape(str(error))}</div>', visible=True)
+
+    def pick(index: int) -> list[Any]:
+        texts = {question.text: question.answer for question in drawn[index].questions}
+        return [drawn[index].picture, next(iter(texts)), texts, gr.update(samples=[[text] for text in texts])]
+
+    def drop(path: str) -> list[Any]:
+        try:
+            hint = gr.update(value="<p>Now ask about your picture.</p>", visible=True)
+            return [None, upload(Path(path)), {}, hint, gr.update(visible=False)]
+        except MediaError as error:
+            return [None, gr.skip(), gr.skip(), _message(error), gr.skip()]
+
+    def follow(recipe: str) -> list[Any]:
+        free = gr.update(interactive=movable(recipe) is not None)
+        return [gr.update(choices=[NO_PRESET, *presets(recipe)], value=NO_PRESET), free, free]
+
+    with gr.Blocks(title="tokenprune", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        gr.Markdown(f"# tokenprune\nThe same question to **{name}**, with all visual tokens and with some dropped.")
+        truths = gr.State(asked)
+        with gr.Row():
+            with gr.Column(scale=4, min_width=320):
+                examples = gr.Dataset(
+                    label="Examples", components=["image"], samples=[[scene.picture] for scene in drawn], type="index"
+                )
+                with gr.Row():
+                    picture = gr.Image(
+                        shown, label="Picture", type="filepath", image_mode=None, format="png", height=220, buttons=[],
+                        interactive=False, min_width=150, elem_id="picture",
+                    )  # fmt: skip
+                    own = gr.File(label="Your picture", file_types=["image"], height=220, min_width=150)
+                question = gr.Textbox(next(iter(asked)), label="Question", max_length=LETTERS, elem_id="question")
+                texts = gr.Dataset(label="Try", components=[question], samples=[[text] for text in asked])
+                button = gr.Button("Ask", variant="primary")
+                with gr.Row():
+                    recipes = gr.Dropdown(
+                        list(dict.fromkeys([*registered(), base])), value=base, label="Recipe", min_width=150
+                    )
+                    chosen = gr.Dropdown(
+                        [NO_PRESET, *presets(base)], value=preset or NO_PRESET, label="Preset", min_width=150
+                    )
+                layers = gr.Slider(
+                    0, depth - 1, 0, step=1, buttons=[], label="Layer", info="Decoder blocks that see every token.",
+                    interactive=movable(recipe) is not None, elem_id="layer",
+                )  # fmt: skip
+                own_layer = gr.Checkbox(True, label="the recipe's own layer", interactive=movable(recipe) is not None)
+                budgets = gr.Slider(
+                    1, 100, 100, step=1, buttons=[], label="Budget (%)", elem_id="budget",
+                    info="Visual tokens that a decoder block sees on average.",
+                )  # fmt: skip
+                own_budget = gr.Checkbox(True, label="the recipe's own budget")
+            with gr.Column(scale=6, min_width=320):
+                said = gr.HTML(visible=False, padding=False, elem_id="said")
+                with gr.Column() as results:
+                    answers = gr.HTML(padding=False, elem_id="answers")
+                    gr.Markdown("What is left, and by which scores, from low (dark) to high (bright):")
+                    overlays = gr.Gallery(
+                        label="What is left", show_label=False, format="png", columns=4, object_fit="contain",
+                        height="auto", buttons=[], interactive=False, elem_id="overlays",
+                    )  # fmt: skip
+                    curve = gr.Image(
+                        label="Entropy by layer", show_label=False, format="png", buttons=[], interactive=False,
+                        elem_id="entropy",
+                    )  # fmt: skip
+                    words = gr.Markdown()
+        run = {
+            "fn": ask,
+            "inputs": [picture, question, truths, recipes, chosen, own_layer, layers, own_budget, budgets],
+            "outputs": [said, results, answers, overlays, curve, words, layers, budgets],
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "trigger_mode": "always_last",
+            "show_progress_on": [answers, overlays, curve],  # and not on the sliders, which may be moved again
+        }
+        gr.on([page.load, button.click, question.submit, own_layer.input, own_budget.input], **run)
+        for slider, own_choice in ((layers, own_layer), (budgets, own_budget)):
+            moved = {"fn": None, "outputs": own_choice, "js": "() => false"}
+            slider.input(**moved)  # by keys, which release nothing: the button asks
+            slider.release(**moved).then(**run)
+        reset = {"fn": lambda: (True, True), "outputs": [own_layer, own_budget], "queue": False}
+        recipes.input(follow, recipes, [chosen, layers, own_layer], queue=False).then(**reset).then(**run)
+        chosen.input(**reset).then(**run)
+        texts.click(lambda sample: sample[0], texts, question, queue=False).then(**run)
+        examples.click(pick, examples, [picture, question, truths, texts], queue=False).then(**run)
+        own.upload(drop, own, [own, picture, truths, said, results])
+    return page.queue(max_size=32)
+
+
+def serve(page: Any, host: str = "127.0.0.1", port: int = 7860) -> str:
+    """Show the page in a thread; its address. Nothing is shared, reported or fetched from elsewhere.
+
+    Raises TokenpruneError if the port cannot be had.
+    """
+    try:
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inline=False,
+            max_file_size=UPLOAD,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            css=STYLE,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise TokenpruneError(f"cannot listen on {host}:{port}: {error} Give another --host or --port") from error
+    return str(address)
