@@ -549,8 +549,8 @@ def test_reports_and_overlays_show_every_stage() -> None:
         (-1, [6], [16]),
         (2, [3], [16]),
     ]
-    assert "tower 1" in str(report)
-    assert "tower 2" in str(report)
+    assert "tower layer 1" in str(report)
+    assert "tower layer 2" in str(report)
     assert report.average == [(2 * 6 + (DEPTH - 2) * 3) / DEPTH]
     picture = Image.new("RGB", (32, 32), "white")
     for stage, kept in ((-2, 11), (-1, 6), (2, 3)):

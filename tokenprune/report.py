@@ -28,7 +28,7 @@ class StageReport:
     @property
     def where(self) -> str:
         """The layer in words."""
-        return str(self.layer) if self.tower is None else f"tower {self.tower}"
+        return f"layer {self.layer}" if self.tower is None else f"tower layer {self.tower}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Report:
 
     def __str__(self) -> str:
         table = Table(title="visual tokens kept, per prompt", title_justify="left", min_width=36)
-        table.add_column("layer", justify="right")
+        table.add_column("before", justify="right")
         table.add_column("scorer")
         table.add_column("kept")
         for stage in self.stages:

@@ -9,6 +9,7 @@ import io
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -118,7 +119,7 @@ def compare(
     for stage in report.stages:
         for what in (f"{stage.kept[0]} left", "scores") if stage.tower is None else (f"{stage.kept[0]} left",):
             drawn = pruning.overlay(picture, inputs, stage=stage.layer, scores=what == "scores")
-            figures.append((_enlarged(drawn), f"{_where(stage)}: {what}"))
+            figures.append((_enlarged(drawn), f"{stage.where}: {what}"))
     figures = figures or [(_enlarged(picture), f"all {one.visual} tokens")]
     entropy, collapse = _entropy(loaded, inputs)
     sides = (
@@ -133,10 +134,9 @@ def _entropy(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[Image.Image, st
     """The figure of this prompt, and its collapse layer beside the model's in words."""
     adapter = registry().adapter(loaded.model.config)
     decoder = adapter.decoder(adapter.base(loaded.model))
-    visual = adapter.visual(loaded.model.config, inputs["input_ids"])
-    found = profiles.summary(
-        [profiles.row(adapter, decoder, visual, lambda: loaded.model(**inputs, logits_to_keep=1), layers=[])], seed=0
-    )
+    visual = partial(adapter.visual, loaded.model.config, inputs["input_ids"])
+    prefill = partial(loaded.model, **inputs, logits_to_keep=1)
+    found = profiles.summary([profiles.row(adapter, decoder, visual, prefill, layers=[])], seed=0)
     queries = found["states"]["queries"]
     here, known = queries["ecl"]["layer"], ecl.known(loaded.model, adapter)
     words = (
@@ -153,10 +153,6 @@ def _enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
 
 
-def _where(stage: StageReport) -> str:
-    return f"layer {stage.where}" if stage.tower is None else stage.where
-
-
 def table(made: Comparison, truth: str = "") -> str:
     """HTML: both ways side by side, and the stages in words."""
     rows = {
@@ -171,7 +167,7 @@ def table(made: Comparison, truth: str = "") -> str:
         f'<tr class="{name.split()[-1]}"><th>{name}</th><td>{left}</td><td>{right}</td></tr>'
         for name, (left, right) in rows.items()
     )
-    stages = [f"after {_where(s)}, {escape(s.scorer)} keeps {s.kept[0]} of {s.total[0]}" for s in made.stages]
+    stages = [f"after {s.where}, {escape(s.scorer)} keeps {s.kept[0]} of {s.total[0]}" for s in made.stages]
     words = "; ".join(stages) or "Nothing was dropped: the recipe keeps as many tokens as there are"
     known = f"<p>The right answer is <b>{escape(truth)}</b>.</p>" if truth else ""
     return f'<table class="compared"><tr><th></th>{head}</tr>{body}</table>{known}<p>{words[0].upper()}{words[1:]}.</p>'

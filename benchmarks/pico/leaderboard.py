@@ -32,6 +32,8 @@ from tokenprune.registry import registry
 ROOT = Path(__file__).resolve().parents[2]
 BUDGETS = ("1/2", "1/3", "2/9", "1/9")
 SAMPLES = 2000
+RANDOM, IN_TOWER = "random", "random-in-tower"
+"""What recipes are held against: in the decoder, and inside the vision tower."""
 Cell = dict[str, Any]
 
 
@@ -48,7 +50,7 @@ def measure(task: Task, recipe: str | None, budget: str | None, done: Callable[[
     `random` is what all others are held against, so it drops its tokens earlier where its own layer is too late.
     """
     about = {"recipe": recipe, "budget": budget}
-    earlier = [("prune.0.schedule.layer=1",), ("prune.0.schedule.layer=0",)] if recipe == "random" else []
+    earlier = [("prune.0.schedule.layer=1",), ("prune.0.schedule.layer=0",)] if recipe == RANDOM else []
     for overrides in ((), *earlier):
         try:
             answers = task.answer(recipe, *overrides, budget=read(budget) if budget else None, done=done)
@@ -76,7 +78,11 @@ def summary(cells: Sequence[Cell], settings: dict[str, Any]) -> dict[str, Any]:
     scenes = settings["limit"]
     draws = np.random.default_rng(settings["seed"]).multinomial(scenes, [1 / scenes] * scenes, size=SAMPLES) / scenes
     bits = [_bits(cell) if "right" in cell else None for cell in cells]
-    random = {cell["budget"]: right for cell, right in zip(cells, bits, strict=True) if cell["recipe"] == "random"}
+    random = {
+        (cell["recipe"], cell["budget"]): right
+        for cell, right in zip(cells, bits, strict=True)
+        if cell["recipe"] in (RANDOM, IN_TOWER)
+    }
     whole = bits[0]
     assert whole is not None
     rows = []
@@ -88,12 +94,18 @@ def summary(cells: Sequence[Cell], settings: dict[str, Any]) -> dict[str, Any]:
                 kind: _interval(one.mean() / whole[kind].mean(), (draws @ one) / (draws @ whole[kind]))
                 for kind, one in right.items()
             }
-            if (other := random.get(cell["budget"])) is not None and cell["recipe"] != "random":
+            against = IN_TOWER if inside_tower(cell) else RANDOM
+            if (other := random.get((against, cell["budget"]))) is not None and cell["recipe"] != against:
                 apart = right["all"] - other["all"]
                 row["against_random"] = _interval(apart.mean(), draws @ apart)
                 row["worse_than_random"] = row["against_random"]["high"] < 0
         rows.append(row)
     return {"settings": settings, "unpruned": rows[0], "cells": rows[1:]}
+
+
+def inside_tower(cell: Cell) -> bool:
+    """Whether it drops tokens inside the vision tower, where layers count down to the projector, -1."""
+    return min(cell.get("layers", []), default=0) < 0
 
 
 def _bits(cell: Cell) -> dict[str, np.ndarray]:
@@ -123,8 +135,9 @@ the recipes were chosen by their authors for other models. Ranks here need not b
 "Kept" is accuracy divided by unpruned accuracy, with the 95 % interval of {samples} bootstrap samples of scenes; kinds
 are kept shares too. `random` drops random tokens at the Entropy Collapse Layer, and earlier where that is too late for
 the budget. A recipe is marked ▼ where the whole interval of its paired difference to `random` lies below zero, and ▲
-where it lies above. Tokens are the mean over blocks of {visual}; FLOPs are the decoder's prefill, towers and scorers
-left out. Made by `python benchmarks/pico/leaderboard.py`; the numbers are in
+where it lies above. Recipes that prune inside the vision tower are held against `random-in-tower`, and the tower's own
+cost, which they alone reduce, is not in this table. Tokens are the mean over blocks of {visual}; FLOPs are the
+decoder's prefill, towers and scorers left out. Made by `python benchmarks/pico/leaderboard.py`; the numbers are in
 [pico-leaderboard.json](../benchmarks/results/pico-leaderboard.json).
 """
 
@@ -155,11 +168,12 @@ def page(result: dict[str, Any]) -> str:
 def _line(cell: Cell) -> list[str]:
     kept, apart = cell["kept"], cell.get("against_random")
     mark = "" if apart is None else "▼ worse than random" if apart["high"] < 0 else "▲" if apart["low"] > 0 else ""
-    name = f"**`{cell['recipe']}`**" if cell["recipe"] == "random" else f"`{cell['recipe']}`"
+    name = f"**`{cell['recipe']}`**" if cell["recipe"] in (RANDOM, IN_TOWER) else f"`{cell['recipe']}`"
     span = f"{kept['all']['value']:.1%} ({kept['all']['low']:.1%} to {kept['all']['high']:.1%})"
     kinds = [f"{kept[kind]['value']:.0%}" for kind in KINDS]
-    layers = cell["layers"]
+    layers = [layer for layer in cell["layers"] if layer >= 0]
     where = " ".join(map(str, layers)) if len(layers) < 4 else f"{layers[0]} to {layers[-1]}"
+    where = f"tower {where}".strip() if inside_tower(cell) else where
     return [name, mark, span, *kinds, where, f"{cell['average']:.1f}", f"{cell['flops_share']:.1%}"]
 
 
@@ -179,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     names = dict.fromkeys(args.recipes or registry().entries["recipe"])
     wanted: list[tuple[str | None, str | None]] = [(None, None)]
-    wanted += [(name, budget) for name in {**names, "random": None} for budget in args.budgets]
+    wanted += [(name, budget) for name in {**names, RANDOM: None} for budget in args.budgets]
     paths = [path_of(args.cells, *cell, args.limit, args.seed) for cell in wanted]
     missing = [i for i, path in enumerate(paths) if read_json(path) is None]
     took = []
