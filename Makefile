@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers plugins/tokenprune-tower
 ARGS ?=
 
-.PHONY: help demo web test lint docs compatibility test-eval test-web test-floor wheel clean
+.PHONY: help demo web test lint docs compatibility test-eval test-web test-floor wheel sdist dist clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -51,6 +51,14 @@ test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
 wheel: $(VENV)/dev ## dist/*.whl, configs inside
 	$(VENV)/bin/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
+sdist: $(VENV)/dev ## dist/*.tar.gz
+	$(VENV)/bin/python -m hatchling build --target sdist --directory dist
+
+dist: $(VENV)/release ## wheel and sdist of this version alone, checked by twine
+	rm -rf dist
+	$(MAKE) wheel sdist
+	$(VENV)/bin/python -m twine check --strict dist/*
+
 clean: ## remove environments, caches and builds
 	rm -rf $(VENV) $(FLOOR) $(EVAL) $(WEB) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo site
 
@@ -66,6 +74,10 @@ $(VENV)/dev: $(VENV)/base $(PLUGINS:=/pyproject.toml)
 
 $(VENV)/docs: $(VENV)/base
 	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[docs]"
+	touch $@
+
+$(VENV)/release: $(VENV)/dev
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[release]"
 	touch $@
 
 $(FLOOR)/dev: pyproject.toml constraints.txt $(PLUGINS:=/pyproject.toml)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -9,6 +12,7 @@ import pytest
 import torch
 from compatibility import Compatibility
 
+pytest_plugins = ["tokenprune.contract.plugin"]  # where tokenprune is installed, pytest finds it by itself
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
 
@@ -16,6 +20,16 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for each
 def private_cache(tmp_path, monkeypatch):
     """Remembered layers stay out of the user's cache directory, and out of other tests."""
     monkeypatch.setenv("TOKENPRUNE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The distribution, built from this checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps", "--no-index"]
+    root = Path(__file__).parent.parent
+    subprocess.run([*pip, "--no-build-isolation", "--wheel-dir", folder, root], check=True, timeout=120)
+    return next(folder.glob("*.whl"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import FAMILIES, IMAGE, RAGGED, Prompt, _text, _vision, inputs, model
+from families import FAMILIES, IMAGE, RAGGED, Prompt, inputs, model, text_config, vision_config
 from test_conversations import FIRST, SECOND, Talk
 from test_oracle import RECIPES
 from torch import Tensor
@@ -120,9 +120,9 @@ def talked(lm: Any, family: str, recipe: Any) -> dict[str, Any]:
 
 def one_kv_head() -> Any:
     """A model whose single key head two ranks cannot share."""
-    text = LlamaConfig(**_text(num_key_value_heads=1))
+    text = LlamaConfig(**text_config(num_key_value_heads=1))
     return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=_vision(), text_config=text, image_token_index=IMAGE)
+        LlavaConfig(vision_config=vision_config(), text_config=text, image_token_index=IMAGE)
     )
 
 

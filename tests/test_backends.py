@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fake_flash import fake_flash
-from families import BATCHES, FAMILIES, ONE, PADDED, RAGGED, answer, inputs, logits, model
+from families import BATCHES, FAMILIES, ONE, PADDED, RAGGED, answer, forget, inputs, logits, model
 from test_oracle import RECIPES, close
 
 import tokenprune
@@ -88,16 +88,9 @@ def test_half_precision_runs_and_stays_near(family: str, dtype: torch.dtype) -> 
             found = logits(answer(family, "sdpa", RAGGED, steps=1))
     finally:
         lm.to(torch.float32)
-    _restore_weights(family)
+    forget()  # rounding to 16 bits and back is lossy: other tests get a fresh model
     error = (found - expected).abs().max() / expected.abs().max()
     assert 0 < error < 0.1
-
-
-def _restore_weights(family: str) -> None:
-    """Rounding to 16 bits and back is lossy: other tests get a fresh model."""
-    import families
-
-    families._model.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -67,6 +67,20 @@ def test_recipes_worse_than_random_are_marked() -> None:
     assert "| `same` |  |" in page
 
 
+def test_tower_recipes_are_held_against_random_tokens_in_the_tower() -> None:
+    inside = [
+        {**cell(name, share, seed), "layers": [-3, -1]}
+        for name, share, seed in (("random-in-tower", 0.5, 4), ("tome", 0.6, 5), ("worst", 0.3, 6))
+    ]
+    found = {row["recipe"]: row for row in leaderboard.summary([*CELLS, *inside], SETTINGS)["cells"]}
+    assert not found["tome"]["worse_than_random"]
+    assert found["tome"]["against_random"]["low"] > 0
+    assert found["worst"]["worse_than_random"]
+    assert "against_random" not in found["random-in-tower"]
+    assert found["worse"]["against_random"] == leaderboard.summary(CELLS, SETTINGS)["cells"][2]["against_random"]
+    assert "| tower |" in leaderboard.page(leaderboard.summary([*CELLS, *inside], SETTINGS))
+
+
 def test_the_page_is_in_order_and_says_what_is_missing() -> None:
     page = leaderboard.page(leaderboard.summary(CELLS, SETTINGS))
     names = [line.split("|")[1].strip(" *`") for line in page.splitlines() if line.startswith(("| `", "| **"))]

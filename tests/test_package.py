@@ -1,28 +1,22 @@
-"""The wheel: configs and the bundled model inside, names right, and it works from an empty folder."""
+"""Wheel and sdist: configs and the bundled model inside, names right, and it works from an empty folder."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
     "pyproject.toml", "tokenprune", "plugins", "configs", "tests", "docs", "benchmarks", "README.md", "LICENSE",
     "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml", "CITATION.cff",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--no-build-isolation", "--wheel-dir", folder, ROOT], check=True, timeout=120)
-    return next(folder.glob("*.whl"))
 
 
 def test_the_distribution_is_named_tokenprune_mllm(wheel: Path) -> None:
@@ -70,3 +64,86 @@ def test_the_top_level_is_tidy() -> None:
 def test_the_bundled_model_is_small() -> None:
     weights = ROOT / "tokenprune" / "pico" / "tokenprune-pico"
     assert sum(path.stat().st_size for path in weights.iterdir()) <= 16 * 2**20
+
+
+def test_the_contract_is_found_by_pytest(wheel: Path) -> None:
+    """Its modules ship, and its entry point has its own name: asked for twice, it is loaded once."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    for path in (ROOT / "tokenprune" / "contract").glob("*.py"):
+        assert f"tokenprune/contract/{path.name}" in names
+    assert "[pytest11]\ntokenprune.contract.plugin = tokenprune.contract.plugin\n" in points
+
+
+def test_a_wheel_has_the_package_alone(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        top = {name.split("/")[0] for name in archive.namelist()}
+        assert not [name for name in archive.namelist() if "__pycache__" in name or "/.venv" in name]
+    assert top == {"tokenprune", wheel.name.split("-py3")[0] + ".dist-info"}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked."""
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120, capture_output=True)
+    (packed,) = folder.glob("tokenprune_mllm-*.tar.gz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / packed.name.removesuffix(".tar.gz")
+
+
+def test_the_sdist_has_what_is_tracked(sdist: Path) -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    wanted = [name for name in tracked.splitlines() if not name.startswith(".")]
+    assert "configs/recipes/entropyprune.yaml" in wanted
+    assert [name for name in wanted if (ROOT / name).exists() and not (sdist / name).is_file()] == []
+
+
+def test_the_sdist_builds_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    """As pip does it where there is no wheel."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--no-build-isolation", "--wheel-dir", tmp_path, sdist], check=True, timeout=120)
+    with zipfile.ZipFile(tmp_path / wheel.name) as built, zipfile.ZipFile(wheel) as ours:
+        assert sorted(built.namelist()) == sorted(ours.namelist())
+
+
+def test_public_names_are_imported_when_they_are_asked_for() -> None:
+    """`import tokenprune` alone loads nothing; every name of `__all__` is there and listed."""
+    code = (
+        "import sys, tokenprune; heavy = {'torch', 'transformers', 'pluggy', 'omegaconf'} & set(sys.modules);"
+        "assert not heavy, heavy;"
+        "import tokenprune.contract.plugin; assert 'torch' not in sys.modules;"
+        "assert set(tokenprune.__all__) <= set(dir(tokenprune));"
+        "from tokenprune import Scorer, hookimpl; assert 'transformers' not in sys.modules;"
+        "from tokenprune import *; assert prune.__module__ == 'tokenprune.api' and Scorer is tokenprune.Scorer;"
+        "assert not hasattr(tokenprune, 'nothing')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_workflow_runs_every_python_with_both_transformers() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+    makefile, project = (ROOT / "Makefile").read_text(), (ROOT / "pyproject.toml").read_text()
+    matrix = jobs["test"]["strategy"]["matrix"]
+    assert matrix == {"python": ["3.10", "3.11", "3.12", "3.13"], "target": ["test", "test-floor"]}
+    assert 'requires-python = ">=3.10,<3.14"' in project
+    steps = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert steps[0] == "make ${{ matrix.target }} PYTHON=python"
+    for target in (*matrix["target"], "dist"):
+        assert f"\n{target}: " in makefile
+
+
+def test_commits_are_checked_by_what_make_installs() -> None:
+    """No hook comes from a network: each is a program of .venv, pinned in constraints.txt."""
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repo["repo"] == "local"
+    pins = (ROOT / "constraints.txt").read_text()
+    for hook in repo["hooks"]:
+        program = hook["entry"].split()[0]
+        assert hook["language"] == "system"
+        assert program.startswith(".venv/bin/")
+        assert f"\n{Path(program).name}==" in pins

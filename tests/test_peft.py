@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, RAGGED, _build, inputs
+from families import FAMILIES, RAGGED, build, inputs
 from peft import LoraConfig, get_peft_model
 from test_oracle import RECIPES, close
 
@@ -28,7 +28,7 @@ def run(lm: Any, family: str) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_attached_before_or_after_pruning(family: str, when: str) -> None:
     torch.manual_seed(0)
-    lm = _build(family).eval()
+    lm = build(family).eval()
     lm.generation_config.eos_token_id = None
     recipe = {
         "prune": [*RECIPES["entropy"], {"scorer": "random", "schedule": {"name": "fixed", "layer": 4, "keep": 2}}]

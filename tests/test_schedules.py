@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from tokenprune.errors import BudgetError, LayerError
 from tokenprune.interfaces import Scheduler
-from tokenprune.registry import registry
 from tokenprune.schedules import Ecl, Fixed, Pyramid, Spread, Table
 from tokenprune.values import Shape, kept_for_average, resolve_budget, resolve_layer
 
@@ -265,40 +264,7 @@ def test_pyramid_average_is_never_exceeded_and_maximal(
         assert total == largest_pyramid(layers, shape, average)
 
 
-# -- every plan ------------------------------------------------------------------------------------------------------
-
-BUDGETS: list[dict[str, Any]] = [{"keep": k} for k in (0, 1, 7, 0.5, "1/3")] + [{"average": k} for k in (0.9, 1.0)]
-SCHEDULES = [
-    schedule
-    for budget in BUDGETS
-    for schedule in (
-        Fixed(layer=1, **budget),
-        Ecl(**budget),
-        Pyramid(layers=(0, 2, 5), **budget),
-        Pyramid(layers=THREE, **budget),
-    )
-] + [
-    Table(layers=(0, 2, 5), keep=(0.9, 12, "1/8")),
-    Table(layers=("1/32", *THREE, "31/32"), keep=(90, 80, 9, 9, 0)),
-    Spread(keep=0.3, strategy="mean"),
-    Spread(keep=7, strategy="increasing", alpha=3.0),
-    Spread(remove=5),
-]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_plans_descend_and_never_keep_what_is_not_there(schedule: Scheduler) -> None:
-    """Layers ascend, counts strictly descend below the number of visual tokens; a schedule is a pure value."""
-    for depth in (6, 7, 32):
-        for visual in (0, 1, 2, 3, 16, 577):
-            plan = schedule.plan(Shape(depth, visual, ecl=3))
-            layers, counts = list(plan), list(plan.values())
-            assert layers == sorted(layers)
-            assert all(0 <= layer < depth for layer in layers)
-            assert [visual, *counts] == sorted({visual, *counts}, reverse=True)
-            assert all(isinstance(number, int) and number >= 0 for number in [*layers, *counts])
-            assert schedule.plan(Shape(depth, visual, ecl=3)) == plan
-    assert hash(schedule) == hash(schedule)
+# -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_table_keeps_what_it_says() -> None:
@@ -323,11 +289,6 @@ def test_a_table_that_makes_no_sense_is_refused() -> None:
         Table(layers=(3, 2), keep=(9, 8)).plan(Shape(6, 10))
     with pytest.raises(LayerError, match="does not exist"):
         Table(layers=(6,), keep=(9,)).plan(Shape(6, 10))
-
-
-def test_every_registered_schedule_is_covered_here() -> None:
-    ours = {e.thing for e in registry().entries["scheduler"].values() if e.thing.__module__.startswith("tokenprune.")}
-    assert ours == {type(schedule) for schedule in SCHEDULES}
 
 
 # -- spread ----------------------------------------------------------------------------------------------------------

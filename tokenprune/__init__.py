@@ -3,16 +3,22 @@
 with tokenprune.prune(model, "entropyprune") as pruning:
     out = model.generate(**inputs)
 print(pruning.report())
+
+What is listed here is imported when it is first asked for: `import tokenprune` alone costs nothing.
 """
 
 from __future__ import annotations
 
-from .api import Pruning, attach, prune
-from .errors import TokenpruneError
-from .hookspecs import hookimpl
-from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer
-from .recipe import Pass, Recipe
-from .values import Seen, Shape
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Pruning, attach, prune
+    from .errors import TokenpruneError
+    from .hookspecs import hookimpl
+    from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer
+    from .recipe import Pass, Recipe
+    from .values import Seen, Shape
 
 __version__ = "0.1.0"
 
@@ -32,3 +38,24 @@ __all__ = [
     "hookimpl",
     "prune",
 ]
+_WHERE = {
+    "api": ("Pruning", "attach", "prune"),
+    "errors": ("TokenpruneError",),
+    "hookspecs": ("hookimpl",),
+    "interfaces": ("Adapter", "Calibration", "Merger", "Scheduler", "Scorer"),
+    "recipe": ("Pass", "Recipe"),
+    "values": ("Seen", "Shape"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported now."""
+    for module, names in _WHERE.items():
+        if name in names:
+            globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,6 +27,9 @@ class Scorer(ABC):
     No batch axis, no padding, no hooks. Raise ValueError in `__post_init__` for values that make no sense.
     """
 
+    equivariant: ClassVar[bool] = False
+    """Whether tokens get the same scores in whatever order they are listed; `tokenprune.contract` then checks it."""
+
     @property
     def tower(self) -> tuple[Block, ...]:
         """Blocks of the vision tower whose states `score` asks `seen.tower` for; only these are recorded."""
@@ -224,7 +227,8 @@ class BlockRun:
 
 Merger = Callable[[Float[Tensor, "n d"], Int[Tensor, "k"], Seen], Float[Tensor, "n d"]]
 """`merge(hidden, kept, seen)`: the same n rows with the dropped tokens folded into the kept ones. `seen.scores`
-is what the scorer gave. A function that reads tower states names their blocks in an attribute `tower`, as scorers do.
+is what the scorer gave. A function that reads tower states names their blocks in an attribute `tower`, as scorers do;
+one that changes rows although nothing is dropped says so in an attribute `mixes = True`.
 """
 
 Calibration = Callable[..., dict[str, Any]]

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from .flops import Geometry
 from .prompt import PromptState
 
@@ -51,6 +48,9 @@ class Report:
     average: list[float]
 
     def __str__(self) -> str:
+        from rich.console import Console  # when a report is printed: `import` shall not wait for it
+        from rich.table import Table
+
         table = Table(title="visual tokens kept, per prompt", title_justify="left", min_width=36)
         table.add_column("before", justify="right")
         table.add_column("scorer")

@@ -129,7 +129,6 @@ class TowerPruner:
         features = adapter.features(config, len(adapter.blocks(adapter.towers(base)[0])))
         self.depth = features + 2  # blocks whose work the projector gets, and the projector
         self.whole = False  # whether pictures of some encoding lost nothing
-        self.flags: list[tuple[str, Tensor]] = []  # what must be true; the next prefill asks
         self.works: dict[int, Pass] = {}  # by layer
         self._live = threading.local()
         self._open: set[_Run] = set()
@@ -148,11 +147,16 @@ class TowerPruner:
         for run in list(self._open):
             run.hooks.close()
         self._open.clear()
-        self.flags.clear()
 
     @property
     def _run(self) -> _Run | None:
         return getattr(self._live, "run", None)
+
+    @property
+    def flags(self) -> list[tuple[str, Tensor]]:
+        """What must be true of this thread's encodings, and who is to blame if not; the next prefill asks."""
+        found: list[tuple[str, Tensor]] = vars(self._live).setdefault("flags", [])
+        return found
 
     # -- one encoding, in order ----------------------------------------------------------------------------------
 
@@ -195,7 +199,7 @@ class TowerPruner:
         run.stages = self.plan(self.depth, sizes)
         self.works.update((layer, stage.work) for layer, stage in run.stages.items())
         left = [min((stage.kept[i] for stage in run.stages.values()), default=n) for i, n in enumerate(sizes)]
-        self.whole |= left == sizes or any(kept == n for kept, n in zip(left, sizes, strict=True))
+        self.whole |= any(kept == n for kept, n in zip(left, sizes, strict=True))
 
     def _weights(self, run: _Run, hidden: Tensor) -> Tensor:
         """How many tokens each row stands for, in the shape of the rows."""

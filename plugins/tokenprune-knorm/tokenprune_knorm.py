@@ -7,6 +7,7 @@ from tokenprune import Scorer, hookimpl
 class Knorm(Scorer):
     """Keep the tokens with the shortest keys (arXiv 2406.11430)."""
 
+    equivariant = True
     order: float = 2.0
 
     def score(self, seen):

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
-from . import analyse, catalog, evaluate, measure, run
+from . import analyse, catalog, create, evaluate, measure, run
 
 app = typer.Typer(
     help="Visual token pruning for multimodal LLMs on stock transformers.",
@@ -22,6 +22,7 @@ COMMANDS = (
 for command in COMMANDS:
     app.command()(command)
 app.command("eval")(evaluate.evaluate)
+app.command("new-plugin")(create.new_plugin)
 
 
 @app.callback()

@@ -22,6 +22,7 @@ class Attention(Scorer):
         block: weights of the `previous` block (FastV), or of the `next` one on its input (PyramidDrop).
     """
 
+    equivariant = True
     queries: Literal["last", "text"] | tuple[int, ...] = "last"
     block: Literal["previous", "next"] = "previous"
 

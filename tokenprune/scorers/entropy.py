@@ -25,6 +25,7 @@ class Entropy(Scorer):
         top_k: use only the largest eigenvalues (Eq. 6); None uses all.
     """
 
+    equivariant = True
     states: Literal["query", "key"] = "query"
     normalize: Literal["rows", "none"] = "rows"
     alpha: float = 1.0

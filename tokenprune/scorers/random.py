@@ -22,6 +22,7 @@ class Random(Scorer, TowerScorer):
     knows no prompt, the draw depends on the place in the picture and the seed: all pictures lose the same places.
     """
 
+    equivariant = True
     seed: int = 0
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:

@@ -31,6 +31,8 @@ def masses(seen: Seen) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
 class FitPrune(Scorer):
     """Keep the tokens that both the text and the other visual tokens attend to (arXiv 2409.10197)."""
 
+    equivariant = True
+
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
         cross, own = masses(seen)
         return cross * own

@@ -62,3 +62,4 @@ def _homes(
 
 contextual.tower = ("features",)  # type: ignore[attr-defined]
 neighbours.tower = (-1,)  # type: ignore[attr-defined]
+neighbours.mixes = True  # type: ignore[attr-defined]

@@ -1,0 +1,179 @@
+"""From names to what the contract tests: parts with settings, and the families to test them in."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from ..errors import RecipeError, TokenpruneError, UnknownNameError
+from ..interfaces import Adapter, Merger, Scheduler, Scorer, reads
+from ..recipe import Pass, load, presets, registered
+from ..registry import registry
+from ..schedules import Fixed
+from ..scorers.random import Random
+from .families import Family, shipped
+
+Part = str | Mapping[str, Any]
+"""A registered name, or its settings as in a recipe; as text, in YAML."""
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A merger and the scorer that it goes with."""
+
+    name: str
+    merger: Merger
+    scorer: Scorer
+
+
+def parameters(
+    kind: str, parts: Sequence[Part], families: Sequence[str] = (), alone: bool = False
+) -> dict[str, tuple[Any, Any]]:
+    """What the tests of a kind get: a part and a family, by a label. `alone`: without families (schedules: always).
+
+    Raises UnknownNameError, RecipeError, and TokenpruneError for a family that cannot be had.
+    """
+    every = [*shipped(), *map(_family, families)]
+    if kind == "adapter":
+        return {f"{name}-{one.name}": (part, one) for name, part, one in _adapters(parts, every)}
+    build: dict[str, Callable[[dict[str, Any]], Mapping[str, Any]]]
+    build = {"scorer": _scorers, "scheduler": _schedulers, "merger": _mergings}
+    made: dict[str, Any] = {}
+    for part in parts:
+        made.update(build[kind](_read(kind, part)))
+    if alone or kind == "scheduler":
+        return {name: (part, None) for name, part in made.items()}
+    return {f"{name}-{one.name}": (part, one) for name, part in made.items() for one in every}
+
+
+def _read(kind: str, part: Part) -> dict[str, Any]:
+    """A part as settings with a name."""
+    if isinstance(part, str):
+        try:
+            given = yaml.safe_load(part)
+        except yaml.YAMLError:
+            given = part
+    else:
+        given = dict(part)
+    settings = given if isinstance(given, dict) else {"name": str(part)}
+    known = registry().entries[kind]
+    if settings.get("name") not in known:
+        raise UnknownNameError(kind, str(settings.get("name")), known)
+    return settings
+
+
+def _scorers(settings: dict[str, Any]) -> dict[str, Scorer]:
+    if not issubclass(registry().get("scorer", settings["name"]), Scorer):
+        raise TokenpruneError(
+            f"{settings['name']} ranks pictures inside the vision tower: the contract is that of scorers in the decoder"
+        )
+    return _built("scorer", settings, lambda given: _one({"scorer": given, "schedule": Fixed(layer=0, keep=1)}))
+
+
+def _schedulers(settings: dict[str, Any]) -> dict[str, Scheduler]:
+    return _built("schedule", settings, lambda given: _one({"scorer": Random(), "schedule": given}))
+
+
+def _one(work: dict[str, Any]) -> Pass:
+    return load({"name": "the contract", "prune": [work]}).passes[0]
+
+
+def _built(key: str, settings: dict[str, Any], make: Callable[[dict[str, Any]], Pass]) -> dict[str, Any]:
+    """The part that these settings make. A name alone: with its defaults, and as the registered recipes use it."""
+    name = settings["name"]
+    made: list[Any] = []
+    fault: RecipeError | None = None
+    try:
+        made.append(getattr(make(settings), key))
+    except RecipeError as error:
+        fault = error
+    if len(settings) == 1:
+        thing = registry().get("scheduler" if key == "schedule" else key, name)
+        works = [work for work in _passes() if key == "schedule" or not work.tower]
+        used = [getattr(work, key) for work in works if type(getattr(work, key)) is thing]
+        made += [part for i, part in enumerate(used) if part not in made and part not in used[:i]]
+    if not made:
+        raise fault or RecipeError(name, ["no settings"])
+    return {_label(name, part): part for part in made}
+
+
+def _label(name: str, part: Any) -> str:
+    """The name, and in brackets what differs from the defaults."""
+    differ = [
+        f"{field.name}={getattr(part, field.name)}"
+        for field in dataclasses.fields(part)
+        if getattr(part, field.name) != field.default
+    ]
+    return f"{name}({','.join(differ)})" if differ else name
+
+
+def _mergings(settings: dict[str, Any]) -> dict[str, Merging]:
+    """With the scorers that the registered recipes pair it with; without any, random tokens."""
+    name = settings["name"]
+    merger = registry().get("merger", name)
+    scorers = {
+        _name("scorer", work.scorer): work.scorer
+        for work in _passes()
+        if work.merge == name and not work.tower and isinstance(work.scorer, Scorer)
+    }
+    return {
+        f"{name}-{scorer}": Merging(name, merger, thing) for scorer, thing in (scorers or {"random": Random()}).items()
+    }
+
+
+def _name(kind: str, part: Any) -> str:
+    names = [name for name, entry in registry().entries[kind].items() if entry.thing is type(part)]
+    return names[0] if names else type(part).__name__
+
+
+@cache
+def _passes() -> tuple[Pass, ...]:
+    """Every pass of every registered recipe and preset that can be read."""
+    found: list[Pass] = []
+    for name in registered():
+        with suppress(TokenpruneError):  # somebody else's
+            for full in (name, *(f"{name}@{preset}" for preset in presets(name))):
+                found += load(full).passes
+    return tuple(found)
+
+
+def _adapters(parts: Sequence[Part], every: Sequence[Family]) -> Iterator[tuple[str, Adapter, Family]]:
+    for part in parts:
+        name = str(_read("adapter", part)["name"])
+        thing = registry().get("adapter", name)
+        mine = [one for one in every if thing is _adapter_of(one)]
+        if not mine:
+            raise TokenpruneError(
+                f"there is no tiny model for the adapter {name!r}: write a tokenprune.contract.families.Family whose "
+                "config has one of its model types, and give --tokenprune-family MODULE:NAME"
+            )
+        yield from ((name, thing(), one) for one in mine)
+
+
+def _adapter_of(family: Family) -> type[Adapter] | None:
+    with suppress(TokenpruneError):  # its adapter is not registered
+        return type(registry().adapter(family.model().config))
+    return None
+
+
+def _family(where: str) -> Family:
+    module, _, name = where.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TokenpruneError(f"there is no family {where!r} ({error}): give MODULE:NAME of a Family") from error
+    if not isinstance(found, Family):
+        raise TokenpruneError(f"{where} must be a tokenprune.contract.families.Family, got {type(found).__name__}")
+    return found
+
+
+def layer_of(scorer: Scorer, merger: Merger | None = None) -> int:
+    """Where the contract prunes: at layer 0 if tower states are read, else after two blocks."""
+    return 0 if (*scorer.tower, *reads(merger)) else 2

@@ -1,0 +1,201 @@
+"""The contract of adapters: what they answer is what their model does."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ..api import prune
+from ..errors import TokenpruneError
+from ..interfaces import Adapter
+from ..schedules import Fixed
+from ..scorers.diversity import Diversity
+from ..scorers.random import Random
+from .base import Contract
+from .families import ONE, RAGGED, Family
+from .looking import Tried, same, watched
+from .masking import hidden_by_mask
+
+
+class Run:
+    """One unpruned, eager prefill of a prompt: what entered and left modules."""
+
+    def __init__(self, adapter: Adapter, family: Family) -> None:
+        self.model = family.model("eager")
+        self.given = family.inputs(ONE)
+        self.base = adapter.base(self.model)
+        self.decoder = adapter.decoder(self.base)
+        self.blocks = adapter.blocks(self.decoder)
+        self.calls: dict[int, tuple[Any, Any, Any]] = {}
+        watched = [*self.blocks, *(part for block in self.blocks for part in adapter.projections(block).values())]
+        handles = [part.register_forward_hook(self._note, with_kwargs=True) for part in watched]
+        try:
+            with torch.no_grad():
+                self.out = self.model(**self.given, output_attentions=True, output_hidden_states=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        self.calls[id(module)] = args, kwargs, output
+
+    def entering(self, block: Any) -> Tensor:
+        return self.calls[id(block)][0][0]
+
+    def of(self, module: Any) -> Any:
+        return self.calls[id(module)][2]
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+class TestAdapter(Contract):
+    """What every adapter must do."""
+
+    def test_it_supports_its_model(self, adapter: Adapter, family: Family) -> None:
+        assert adapter.refuse(family.model().config) is None
+
+    def test_blocks_are_all_and_in_order(self, adapter: Adapter, family: Family) -> None:
+        run = Run(adapter, family)
+        assert len(run.blocks) == run.decoder.config.num_hidden_layers  # type: ignore[union-attr]
+        assert len(run.blocks) >= 4, "give a tiny model of four blocks or more"
+        for block, state in zip(run.blocks, run.out.hidden_states, strict=False):
+            assert torch.equal(run.entering(block), state), "blocks are not in the order in which they run"
+
+    def test_visual_columns_are_where_pictures_go(self, adapter: Adapter, family: Family) -> None:
+        """What enters block 0 differs from the embedding of the ids exactly there."""
+        run = Run(adapter, family)
+        ids = run.given["input_ids"]
+        visual = adapter.visual(run.model.config, ids)
+        assert visual.dtype == torch.bool
+        assert visual.shape == ids.shape
+        assert visual.any()
+        with torch.no_grad():
+            embedded = run.model.get_input_embeddings()(ids)
+        assert torch.equal(visual, (run.entering(run.blocks[0]) != embedded).any(-1))
+
+    def test_projections_are_what_the_model_computes(self, adapter: Adapter, family: Family) -> None:
+        """`project` gives what the layers of `projections` gave; heads have one size."""
+        run = Run(adapter, family)
+        for block in run.blocks:
+            found = adapter.projections(block)
+            assert sorted(found) == ["keys", "queries", "values"]
+            for name, module in found.items():
+                output = run.of(module)[0]
+                assert output.shape[-1] % adapter.head_size(block) == 0
+                with torch.no_grad():
+                    close(adapter.project(block, name, run.entering(block)[0]), output)
+            assert adapter.scaling(block) > 0
+
+    @pytest.mark.parametrize("block", ["previous", "next"])
+    def test_attention_is_the_models_own(self, adapter: Adapter, family: Family, block: Any) -> None:
+        """Projections, heads, rotation and scaling together: the eager weights of the last column."""
+        layer, rows = 2, list[Tensor]()
+
+        def attempt(tried: Tried) -> None:
+            rows.append(tried.seen.attention("last", block))
+
+        seen = watched(family, torch.float32, layer, (), attempt)[0].seen
+        with torch.no_grad():
+            weights = family.model("eager")(**family.inputs(RAGGED), output_attentions=True).attentions
+        mask = family.inputs(RAGGED)["attention_mask"][0].nonzero()[:, 0]
+        expected = weights[layer - 1 if block == "previous" else layer][0][:, -1:, mask[seen.columns]]
+        torch.testing.assert_close(rows[0], expected, rtol=1e-4, atol=1e-5)
+
+    def test_the_norm_is_the_decoders_last(self, adapter: Adapter, family: Family) -> None:
+        run = Run(adapter, family)
+        last = run.of(run.blocks[-1])
+        with torch.no_grad():
+            found = adapter.norm(run.decoder, (last[0] if isinstance(last, tuple) else last)[0])
+        close(found, run.out.hidden_states[-1][0])
+
+    def test_rotary_tables_are_the_models_own(self, adapter: Adapter, family: Family) -> None:
+        run = Run(adapter, family)
+        hidden = run.entering(run.blocks[0])
+        positions = torch.arange(hidden.shape[1])[None]
+        tables = adapter.rotary(run.decoder, hidden, positions)
+        if tables is None:
+            pytest.skip("positions of this family cannot be renumbered")
+        for made, own in zip(tables, run.calls[id(run.blocks[0])][1]["position_embeddings"], strict=True):
+            close(made, own)
+
+    def test_boxes_are_as_many_as_tokens(self, adapter: Adapter, family: Family) -> None:
+        """By placeholder, picture after picture; each has a size, or is NaN."""
+        config, given = family.model().config, family.inputs(RAGGED)
+        found = adapter.boxes(config, given)
+        if found is None:
+            pytest.skip("this family does not say where its tokens lie")
+        pictures = sum(segment == "image" for _, segments in RAGGED for segment in segments)
+        for mark, boxes in found.items():
+            some = list(islice(boxes, pictures))
+            tokens = int((given["input_ids"] == mark).sum())
+            if tokens:
+                assert sum(map(len, some)) == tokens
+            for box in some:
+                assert box.shape[1:] == (5,)
+                corners = box[~box.isnan().any(1), 1:]
+                assert (corners[:, :2] < corners[:, 2:]).all()
+
+    def test_a_window_has_a_size(self, adapter: Adapter) -> None:
+        for size in ((32, 32), (64, 32), (30, 70)):
+            try:
+                left, top, right, bottom = adapter.window(None, *size)
+            except TokenpruneError:
+                continue  # it needs a processor
+            assert left < right
+            assert top < bottom
+
+    def test_the_tower_is_seen_from_every_token(self, adapter: Adapter, family: Family) -> None:
+        """Its states for the tokens of a prompt: numbers, and places that are places in pictures."""
+        tower = adapter.tower()
+        if tower is None:
+            pytest.skip("states of this family's vision tower cannot be read")
+        base = adapter.base(family.model())
+        for module in tower.towers(base):
+            depth = len(tower.blocks(module))
+            assert 0 <= tower.features(family.model().config, depth) < depth
+        states: list[Tensor] = []
+
+        def attempt(tried: Tried) -> None:
+            look = tried.seen.tower
+            states.extend([look.features(), look.keys(), look.salience(), look.received(), look.places])
+            assert all(len(state) == tried.n for state in states[-5:])
+
+        tries = watched(family, torch.float32, 0, ("features",), attempt)
+        assert len(states) == 5 * len(tries) > 0
+        assert all(state.isfinite().all() for state in states)
+        for tried in tries:
+            places = tried.seen.tower.places
+            known = [tuple(place) for place in places.tolist() if min(place) >= 0]
+            assert len(set(known)) == len(known) > 0, "two tokens have one place"
+
+    @pytest.mark.parametrize("scorer", [Random(), Diversity()], ids=["random", "diversity"])
+    @pytest.mark.parametrize("layer", [0, 2])
+    def test_pruning_equals_masking(self, adapter: Adapter, family: Family, layer: int, scorer: Any) -> None:
+        """The same tokens hidden by a mask give the same logits, in a ragged batch, at the prefill and two steps on."""
+        model, given = family.model(), family.inputs(RAGGED)
+        answer = partial(
+            model.generate, **given, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+        plain = torch.stack(answer().logits)
+        with prune(model, {"prune": [{"scorer": scorer, "schedule": Fixed(layer=layer, keep=5)}]}) as pruning:
+            pruned = torch.stack(answer().logits)
+        assert pruning.state is not None
+        with hidden_by_mask(model, given["attention_mask"], pruning.state.views):
+            masked = torch.stack(answer().logits)
+        close(pruned, masked)
+        assert not torch.allclose(pruned, plain, rtol=1e-3), "pruning changed nothing"
+
+    def test_keeping_all_is_no_pruning(self, adapter: Adapter, family: Family) -> None:
+        model, given = family.model(), family.inputs(RAGGED)
+        with torch.no_grad():
+            plain = model(**given).logits
+            with prune(model, {"prune": [{"scorer": Random(), "schedule": Fixed(layer=2, keep=1.0)}]}):
+                kept = model(**given).logits
+        assert same(plain, kept)
