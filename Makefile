@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers plugins/tokenprune-tower
 ARGS ?=
 
-.PHONY: help demo web test lint compatibility test-eval test-web test-floor wheel sdist dist clean
+.PHONY: help demo web test lint docs compatibility test-eval test-web test-floor wheel sdist dist clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,6 +32,9 @@ lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/docs ## site/, the documentation as pages that need no network
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --write-compatibility
@@ -57,7 +60,7 @@ dist: $(VENV)/release ## wheel and sdist of this version alone, checked by twine
 	$(VENV)/bin/python -m twine check --strict dist/*
 
 clean: ## remove environments, caches and builds
-	rm -rf $(VENV) $(FLOOR) $(EVAL) $(WEB) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) $(FLOOR) $(EVAL) $(WEB) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis demo site
 
 $(VENV)/base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +70,10 @@ $(VENV)/base: pyproject.toml constraints.txt
 $(VENV)/dev: $(VENV)/base $(PLUGINS:=/pyproject.toml)
 	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[dev]" $(PLUGINS:%=-e %)
 	$(VENV)/bin/python $(PIP) -c constraints.txt $(INT8)
+	touch $@
+
+$(VENV)/docs: $(VENV)/base
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e ".[docs]"
 	touch $@
 
 $(VENV)/release: $(VENV)/dev

@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
     "pyproject.toml", "tokenprune", "plugins", "configs", "tests", "docs", "benchmarks", "README.md", "LICENSE",
-    "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt",
+    "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml", "CITATION.cff",
 }  # fmt: skip
 
 

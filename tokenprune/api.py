@@ -71,7 +71,9 @@ class Pruning:
         Args:
             html: also write all that, with overlays and scores of every stage, into this one file.
             pictures: pictures and videos of the prompt to draw, in its order, as in `overlay`; may be fewer.
-            inputs, processor, prompt: as in `overlay`.
+            inputs: as in `overlay`.
+            processor: as in `overlay`.
+            prompt: as in `overlay`.
         """
         dtype = next(self._pruner.base.parameters()).dtype
         made = report(self.state, Geometry.of(self._pruner.config), dtype.itemsize)

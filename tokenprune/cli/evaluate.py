@@ -27,7 +27,7 @@ def evaluate(
         str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
     ] = None,
     budget: BudgetOption = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task; all without it.")] = None,
     include_path: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="A folder with lmms-eval tasks of your own.")

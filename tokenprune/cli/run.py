@@ -72,7 +72,7 @@ def generate(
         str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
     ] = None,
     budget: BudgetOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
     overlay: Annotated[
         Path | None, typer.Option(help="Write a PNG of what survived of the first picture or video.")

@@ -1,0 +1,139 @@
+"""Writes what the pages can take from the code: `python docs/generate.py`. tests/test_docs.py says when it is due.
+
+Between `<!-- NAME -->` and `<!-- /NAME -->` of a page stands what `blocks()[NAME]` gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from tokenprune.cli import app
+from tokenprune.cli.catalog import SHAPE, TEXT, _cost, _spell, _summary
+from tokenprune.flops import visual_tokens
+from tokenprune.recipe import load, presets, registered, source
+from tokenprune.registry import DISTRIBUTION, KINDS, Entry, registry
+
+ROOT = Path(__file__).parent.parent
+NEXT = ("640", "320", "160")  # presets of LLaVA-NeXT's tiles, which mean nothing on SHAPE
+PAGES = ("README.md", "docs/recipes.md", "docs/reference.md", "docs/cli.md")
+
+
+def blocks() -> dict[str, str]:
+    """Every generated part by its name."""
+    return {"recipes": recipes(), "plans": plans(), "plugins": plugins(), "help": commands()}
+
+
+def write(text: str, parts: dict[str, str]) -> str:
+    """A page with its generated parts as they should be."""
+    for name, part in parts.items():
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}",  # type: ignore[misc]
+            text,
+            flags=re.S,
+        )
+    return text
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def recipes() -> str:
+    """Every recipe with its presets, what it does, its paper and its distribution."""
+    rows = []
+    for name in registered():
+        content = yaml.safe_load(source(name))
+        papers = [one for one in str(content.get("paper", "")).removeprefix("arXiv ").split(", ") if one]
+        rows.append(
+            [
+                f"`{name}`",
+                " ".join(f"`@{preset}`" for preset in presets(name)),
+                str(content.get("about", "")).rstrip("."),
+                ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers),
+                registry().entries["recipe"][name].distribution.removeprefix("tokenprune-").replace("mllm", "built in"),
+            ]
+        )
+    return table(["recipe", "presets", "what", "paper", "from"], rows)
+
+
+def plans() -> str:
+    """What every recipe and preset keeps and costs, as `tokenprune ls recipes` says."""
+    rows = []
+    for name in registered():
+        for full in [name, *(f"{name}@{preset}" for preset in presets(name) if preset not in NEXT)]:
+            cost = _cost(load(full), SHAPE, visual_tokens(SHAPE), TEXT)
+            rows.append([f"`{full}`", _spell(cost["plan"]), f"{cost['average']:.1f}", f"{cost['flops_share']:.1%}"])
+    return table(["recipe", "tokens kept from layer L on", "average", "FLOPs"], rows)
+
+
+def plugins() -> str:
+    """What plugins of this repository register, recipes apart."""
+    parts = []
+    for kind in KINDS:
+        for entry in registry().entries[kind].values():
+            if kind != "recipe" and entry.distribution != DISTRIBUTION:
+                parts.append(f"### {kind} `{entry.name}`\n\n{_summary(entry.thing)} ({entry.distribution})\n")
+                if settings := _settings(entry):
+                    parts.append(f"Settings: {settings}.\n")
+    return "\n".join(parts)
+
+
+def _settings(entry: Entry) -> str:
+    if dataclasses.is_dataclass(entry.thing):
+        found = {field.name: (field.default, dataclasses.MISSING) for field in dataclasses.fields(entry.thing)}
+    elif entry.kind == "calibration":
+        every = list(inspect.signature(entry.thing).parameters.values())[2:]
+        found = {one.name: (one.default, inspect.Parameter.empty) for one in every}
+    else:
+        return ""
+    return ", ".join(
+        f"`{name}`" if default is nothing else f"`{name}` (`{default}`)" for name, (default, nothing) in found.items()
+    )
+
+
+def commands() -> str:
+    """The help of every command."""
+    group: Any = typer.main.get_command(app)
+    parts = []
+    for name, command in group.commands.items():
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        usage = " ".join([f"tokenprune {name}", *map(_usage, arguments), "[OPTIONS]"])
+        parts.append(f"## tokenprune {name}\n\n{_paragraphs(command.help)}\n\n```text\n{usage}\n```\n")
+        if command.params:
+            parts.append(table(["argument or option", "default", "what"], [_row(one) for one in command.params]))
+    return "\n".join(parts)
+
+
+def _usage(argument: Any) -> str:
+    shown = argument.name.upper() + ("..." if argument.nargs != 1 else "")
+    return shown if argument.required else f"[{shown}]"
+
+
+def _row(parameter: Any) -> list[str]:
+    names = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]
+    default = parameter.default
+    plain = isinstance(default, (str, int, float, Path)) and not isinstance(default, bool)
+    shown = "required" if parameter.required else f"`{default}`" if plain else ""
+    more = " Repeatable." if parameter.multiple and "epeatable" not in (parameter.help or "") else ""
+    return [" ".join(f"`{name}`" for name in names), shown, f"{parameter.help or ''}{more}".strip()]
+
+
+def _paragraphs(text: str | None) -> str:
+    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
+if __name__ == "__main__":
+    made = blocks()
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(write(path.read_text(), made))
+        print(path.relative_to(ROOT))
