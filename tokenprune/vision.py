@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -27,7 +27,7 @@ from .interfaces import BlockRun, Call, TowerAdapter
 from .prompt import Stage
 from .recipe import Pass
 from .registry import registry
-from .tower import Pictures, Ranking
+from .tower import Pictures, Ranking, TowerBlock
 
 Plan = Callable[[int, Sequence[int]], dict[int, Stage]]
 """`plan(depth, counts)`: stages of pictures of so many tokens, by layer of a tower so deep."""
@@ -59,6 +59,7 @@ class _Run:
         self.unit = 1  # rows of a slot
         self.gone = torch.empty(0)  # of every slot that came: before which block it went, -1 if it is left
         self.kept: Int[Tensor, "r"] | None = None  # rows that are left, counted in those that came; None: all
+        self.calls: dict[tuple[int, ...], tuple[Call, Call]] = {}  # of blocks, by the identity of what is in them
         self.weighed = False  # whether attention is proportional to sizes
         self.looked: dict[str, Tensor] = {}  # projections of the block before a stage
         self.last: tuple[Call, Tensor] | None = None  # its call and output
@@ -75,11 +76,9 @@ class _Run:
 
     def strip(self) -> None:
         """Forget the CLS rows: the model has cut them off."""
-        own = torch.ones_like(self.gone, dtype=torch.bool)
-        for group, start in zip(self.groups, self.starts(whole=True), strict=True):
-            own.index_fill_(0, start, False)
+        for group in self.groups:
             group.slots, group.sizes = group.slots[:, 1:] - 1, group.sizes[:, 1:]
-        self.gone, self.cls = self.gone[own], 0
+        self.gone, self.cls = torch.cat([slots[1:] for slots in torch.split(self.gone, self.counts)]), 0
         self.counts = [count - 1 for count in self.counts]
 
     def starts(self, whole: bool = False) -> list[Int[Tensor, "u"]]:
@@ -182,7 +181,10 @@ class TowerPruner:
         if number in run.stages:
             hidden = self._prune(run, number, hidden, run.places())
         if run.kept is not None:
-            call = self.adapter.narrow(call, run.kept)
+            shared = (*map(id, args[1:]), *map(id, kwargs.values()))  # many blocks get the same arguments
+            if shared not in run.calls:
+                run.calls[shared] = call, self.adapter.narrow(call, run.kept)
+            call = run.calls[shared][1]
         if run.weighed:
             call = self.adapter.weigh(block, call, self._weights(run, hidden))
         if number + 1 in run.stages:
@@ -309,7 +311,7 @@ class TowerPruner:
                 place = place.gather(1, chosen[..., None].expand(-1, -1, run.unit))
             rows.append(place)
         run.kept = run.ascending([run.rows_of(came) for came in run.came()])
-        run.last = None
+        run.last, run.looked, run.calls = None, {}, {}
         return flat[run.ascending(rows)].view(*hidden.shape[:-2], -1, hidden.shape[-1])
 
     def _states(self, run: _Run, layer: int) -> Callable[[str], Tensor] | None:
@@ -318,10 +320,18 @@ class TowerPruner:
             return None
         assert run.last is not None  # `_watch`
         call, output = run.last
-        block = self.adapter.blocks(run.tower)[layer - 1]
-        made = self.adapter.read(run.tower, block, BlockRun(call, output, dict(run.looked)))
-        names = {"salience": "cls_attention" if made.cls else "received"}
-        return lambda name: made.keys.mean(0) if name == "keys" else getattr(made, names.get(name, name))
+        block, seen = self.adapter.blocks(run.tower)[layer - 1], BlockRun(call, output, dict(run.looked))
+
+        @cache
+        def read() -> TowerBlock:
+            return self.adapter.read(run.tower, block, seen)
+
+        def state(name: str) -> Tensor:
+            if name == "salience":
+                name = "cls_attention" if read().cls else "received"
+            return read().keys.mean(0) if name == "keys" else getattr(read(), name)
+
+        return state
 
     def _grid(self, run: _Run, came: Int[Tensor, "u n"]) -> Int[Tensor, "u n 2"]:
         places = self.adapter.places(run.tower, run.call, (len(run.counts), run.counts[0]))

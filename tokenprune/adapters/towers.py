@@ -178,7 +178,8 @@ class WindowTower(TowerAdapter):
         earlier = torch.zeros(len(cos) + 1, dtype=ends.dtype, device=ends.device).index_fill(0, rows + 1, 1).cumsum(0)
         narrowed = {
             "position_embeddings": (cos[rows], sin[rows]),
-            "cu_seqlens": earlier.to(ends.dtype)[ends.long()].unique_consecutive(),  # type: ignore[no-untyped-call]  # windows may be empty now
+            # windows may have become empty; the lengths are a sync, as sdpa's own are
+            "cu_seqlens": torch.unique_consecutive(earlier.to(ends.dtype)[ends.long()]),
         }
         return args, {**named, **narrowed}
 
