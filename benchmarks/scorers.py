@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from tokenprune import Seen
+from tokenprune import Scorer, Seen
 from tokenprune.errors import TokenpruneError
 from tokenprune.files import write_json
 from tokenprune.registry import registry
@@ -128,7 +128,8 @@ def main() -> None:
         inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "pixel_values": pixels}
         prefill[n] = median_ms(lambda inputs=inputs: model(**inputs, logits_to_keep=1), min(args.times, 3))
     rows: dict[str, dict[str, float]] = {}
-    scorers = {name: entry.thing for name, entry in registry().entries["scorer"].items()}
+    found = registry().entries["scorer"].items()
+    scorers = {name: entry.thing for name, entry in found if issubclass(entry.thing, Scorer)}
     for name in track(args.only or scorers, description="scorers", console=Console(stderr=True)):
         rows[name] = {}
         for n, keep in SIZES.items():

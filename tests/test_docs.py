@@ -231,6 +231,7 @@ def test_what_is_not_run_says_why_and_is_counted() -> None:
         "demo.md": 1,
         "evaluate.md": 2,
         "flash-attention.md": 2,
+        "vision-tower.md": 1,
         "write-a-scorer.md": 2,
     }
 
