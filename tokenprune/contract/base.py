@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -23,3 +24,14 @@ class Contract:
         torch.set_num_threads(1)
         yield
         torch.set_num_threads(threads)
+
+    @staticmethod
+    def check_value(part: Any) -> None:
+        """A frozen dataclass: two with the same settings are the same."""
+        assert dataclasses.is_dataclass(part)
+        assert not isinstance(part, type)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            part.anything = 1  # type: ignore[attr-defined]
+        twin = dataclasses.replace(part)
+        assert twin == part
+        assert hash(twin) == hash(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import pairwise
 
 import pytest
@@ -38,13 +37,7 @@ class TestScheduler(Contract):
     """What every schedule must do."""
 
     def test_its_settings_are_a_value(self, scheduler: Scheduler) -> None:
-        """A frozen dataclass: two with the same settings are the same."""
-        assert dataclasses.is_dataclass(scheduler)
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            scheduler.anything = 1
-        twin = dataclasses.replace(scheduler)
-        assert twin == scheduler
-        assert hash(twin) == hash(scheduler)
+        self.check_value(scheduler)
 
     def test_plans_go_down(self, scheduler: Scheduler) -> None:
         """Layers ascend inside the model, and at each fewer tokens stay, of however many there are."""
