@@ -561,26 +561,33 @@ def test_reports_and_overlays_show_every_stage() -> None:
         pruning.overlay(picture, stage=-1, scores=True)
 
 
-def test_dropped_patches_are_those_that_the_scorer_dropped() -> None:
-    """One bright patch, the one that stays."""
+@dataclass(frozen=True)
+class At(TowerScorer):
+    """The token in one place of each picture."""
 
-    @dataclass(frozen=True)
-    class At(TowerScorer):
-        row: int
-        column: int
+    row: int
+    column: int
 
-        def rank(self, pictures: Pictures) -> Ranking:
-            found = (pictures.places == torch.tensor([self.row, self.column])).all(-1)
-            return Ranking(found.float())
+    def rank(self, pictures: Pictures) -> Ranking:
+        found = (pictures.places == torch.tensor([self.row, self.column])).all(-1)
+        return Ranking(found.float())
 
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_token_that_a_place_names_is_drawn_there(family: str) -> None:
+    """One bright patch, the one that stays; Qwen's tower counts in windows."""
     from PIL import Image
 
-    for row, column in ((0, 0), (1, 3), (3, 2)):
-        with tokenprune.prune(model("llava"), {"prune": [tower(At(row, column), name="fixed", layer=1, keep=1)]}) as p:
-            answer("llava", "sdpa", BATCHES["one"])
-        drawn = p.overlay(Image.new("RGB", (32, 32), "white")).convert("L").resize((4, 4), Image.Resampling.BOX)
-        brightest = max(range(16), key=lambda i: drawn.getpixel((i % 4, i // 4)))
-        assert brightest == row * 4 + column
+    given = inputs(family, BATCHES["one"])
+    rows, columns = (4, 4) if family == "llava" else [int(n) // 2 for n in given["image_grid_thw"][0, 1:]]
+    for row, column in ((0, 0), (1, 3), (3, 2), (2, columns - 1)):
+        recipe = {"prune": [tower(At(row, column), name="fixed", layer=1, keep=1)]}
+        with tokenprune.prune(model(family), recipe) as pruning:
+            answer(family, "sdpa", BATCHES["one"])
+        drawn = pruning.overlay(Image.new("RGB", (8 * columns, 8 * rows), "white"), given).convert("L")
+        small = drawn.resize((columns, rows), Image.Resampling.BOX)
+        brightest = max(range(rows * columns), key=lambda i: small.getpixel((i % columns, i // columns)))
+        assert brightest == row * columns + column
 
 
 @pytest.mark.parametrize("name", ["keys", "received", "cls_attention", "salience"])
