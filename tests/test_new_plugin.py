@@ -92,8 +92,10 @@ def contract(site: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_new_plugin_is_whole(site: Path) -> None:
     files = {str(path.relative_to(site / "tokenprune-loud")) for path in (site / "tokenprune-loud").rglob("*.*")}
-    assert {"pyproject.toml", "README.md", "tokenprune_loud.py", "tests/test_tokenprune_loud.py"} <= files
-    assert "$" not in (site / "tokenprune-loud" / "tokenprune_loud.py").read_text()
+    named = {"tokenprune_loud.py", "tokenprune_loud.yaml", "tests/test_tokenprune_loud.py"}
+    assert {"pyproject.toml", "README.md", *named} <= files
+    for name in named:
+        assert "$" not in (site / "tokenprune-loud" / name).read_text()
 
 
 def test_a_new_plugin_passes_its_tests_and_is_listed(site: Path) -> None:
@@ -106,6 +108,9 @@ def test_a_new_plugin_passes_its_tests_and_is_listed(site: Path) -> None:
     assert listed.stdout.splitlines()[0] == str(site / "site")
     assert '{"name": "loud", "about": "Keep the tokens with the largest hidden states.", ' in listed.stdout
     assert '"distribution": "tokenprune-loud"' in listed.stdout
+    asked = run(site, "-c", "from tokenprune.cli import main; main(['sweep', '-r', 'loud', '--limit', '2'])")
+    assert asked.returncode == 0, asked.stderr
+    assert "loud" in asked.stdout
 
 
 def test_a_broken_plugin_fails_its_tests(site: Path) -> None:

@@ -34,7 +34,7 @@ test = ["tokenprune-mllm[contract]"]
 $name = "$module"
 
 [tool.hatch.build.targets.wheel]
-include = ["$module.py"]
+include = ["$module.py", "$module.yaml"]
 
 [tool.pytest.ini_options]
 testpaths = ["tests"]
@@ -45,6 +45,7 @@ testpaths = ["tests"]
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -69,7 +70,19 @@ class $cls(Scorer):
 @hookimpl
 def tokenprune_scorers() -> dict[str, type[Scorer]]:
     return {"$name": $cls}
+
+
+@hookimpl
+def tokenprune_recipes() -> dict[str, Path]:
+    return {"$name": Path(__file__).with_suffix(".yaml")}
 ''',
+    "$module.yaml": """\
+name: $name
+about: The tokens with the largest hidden states.
+prune:
+  - scorer: {name: $name}
+    schedule: {name: fixed, layer: 2, keep: 1/3}
+""",
     "tests/test_$module.py": '''\
 from __future__ import annotations
 
@@ -99,23 +112,20 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     "README.md": """\
 # tokenprune-$name
 
-The scorer `$name` for tokenprune (`tokenprune-mllm`): one file, `$module.py`, and one entry point.
+The scorer `$name` for tokenprune (`tokenprune-mllm`): one file, `$module.py`, a recipe, `$module.yaml`, and one entry
+point.
 
 ```console
 $$ pip install -e ".[test]"
 $$ tokenprune ls scorers         # lists $name
 $$ pytest                        # the contract of scorers, and tests of your own
-$$ tokenprune demo -r $name.yaml
+$$ tokenprune demo -r $name
+$$ tokenprune sweep -r $name -r random -r fastv --limit 20
 ```
 
-Write your method into `score`, say in the docstring what it keeps and where it is published, and change the tests that
-speak of the example. A recipe, `$name.yaml` say, names it like any other scorer:
-
-```yaml
-name: $name
-prune:
-  - {scorer: $name, schedule: {name: fixed, layer: 2, keep: 1/3}}
-```
+Write your method into `score`, say in the docstring and in the recipe what it keeps and where it is published, and
+change the tests that speak of the example. The leaderboard of tokenprune's repository has every registered recipe:
+`python benchmarks/pico/leaderboard.py`.
 """,
 }
 
