@@ -14,6 +14,7 @@ import torch
 
 from tokenprune import Scheduler, Scorer, Seen, Shape
 from tokenprune.adapters.llava import LlavaAdapter
+from tokenprune.adapters.towers import ClipTower
 from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_scorer, test_tower_scorer
 from tokenprune.contract.cases import Merging
 from tokenprune.contract.families import Family, shipped
@@ -369,3 +370,19 @@ def test_a_faulty_adapter_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) 
     method, answer, finds = ADAPTERS[fault]
     monkeypatch.setattr(LlavaAdapter, method, answer)
     assert any(finds in name for name in run(test_adapter.TestAdapter, LlavaAdapter()))
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("pictures", lambda self, tower, call, hidden: ((hidden.shape[1],) * len(hidden), 1)),  # CLS is a token
+        ("features", lambda self, config, depth: 0),  # the projector gets another block's rows
+        ("projector", lambda self, base: base.vision_tower.post_layernorm),
+    ],
+    ids=["pictures", "features", "projector"],
+)
+def test_a_faulty_tower_adapter_is_found(
+    method: str, answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClipTower, method, answer)
+    assert "test_passes_inside_the_tower_drop_what_they_say" in run(test_adapter.TestAdapter, LlavaAdapter())

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..api import prune
 from ..errors import TokenpruneError
-from ..interfaces import Adapter
-from ..schedules import Fixed
+from ..interfaces import Adapter, Scheduler
+from ..prompt import PromptState
+from ..schedules import Fixed, Spread, Table
 from ..scorers.diversity import Diversity
 from ..scorers.random import Random
 from .base import Contract
@@ -174,6 +175,29 @@ class TestAdapter(Contract):
             places = tried.seen.tower.places
             known = [tuple(place) for place in places.tolist() if min(place) >= 0]
             assert len(set(known)) == len(known) > 0, "two tokens have one place"
+
+    def test_passes_inside_the_tower_drop_what_they_say(self, adapter: Adapter, family: Family) -> None:
+        """After every block; and right before the projector, where nobody looks at them, as hidden by a mask."""
+        tower = adapter.tower()
+        if tower is None or tower.refuse(family.model().config):
+            pytest.skip("this family's vision tower cannot be pruned")
+        model, given = family.model(), family.inputs(RAGGED)
+
+        def pruned(schedule: Scheduler) -> tuple[Tensor, PromptState]:
+            work = {"tower": "vision", "scorer": Random(), "schedule": schedule}
+            with torch.no_grad(), prune(model, {"prune": [work]}) as pruning:
+                logits = model(**given).logits[:, -1]
+            assert pruning.state is not None
+            left = zip(pruning.state.entered, pruning.state.counts, strict=True)
+            assert all(n < count for n, count in left if count), "nothing was dropped"
+            return logits, pruning.state
+
+        everywhere, _ = pruned(Spread(keep=0.5, strategy="mean"))
+        last, state = pruned(Table(layers=("99/100",), keep=(0.5,)))
+        with torch.no_grad(), hidden_by_mask(model, given["attention_mask"], state.views):
+            close(last, model(**given).logits[:, -1])
+        assert everywhere.isfinite().all()
+        assert not torch.allclose(last, everywhere, rtol=1e-3), "dropping earlier changed nothing"
 
     @pytest.mark.parametrize("scorer", [Random(), Diversity()], ids=["random", "diversity"])
     @pytest.mark.parametrize("layer", [0, 2])
