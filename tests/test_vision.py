@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -211,6 +212,42 @@ def test_pictures_in_later_turns_are_pruned_as_masked(family: str, monkeypatch: 
     for ours, theirs in zip(pruned, masked, strict=True):
         assert close(ours, theirs)
     assert not close(pruned[-1], converse(Masked(family, states))[-1])  # type: ignore[arg-type]
+
+
+@pytest.mark.works("Inside the vision tower", "several threads on one model")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_prune_their_own_pictures(family: str) -> None:
+    lm, given = model(family), [inputs(family, [(seed, (3, "image", 4))]) for seed in range(5)]
+    found: dict[int, torch.Tensor] = {}
+
+    def work(number: int) -> None:
+        with torch.no_grad():
+            found[number] = lm(**given[number]).logits[:, -1]
+
+    with tokenprune.prune(lm, {"prune": RECIPES["two-sided"]}):
+        alone = []
+        for number in range(5):
+            work(number)
+            alone.append(found.pop(number))
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 5
+    assert all(close(found[number], alone[number]) for number in range(5))
+
+
+def test_a_hook_of_another_thread_may_come_without_keywords() -> None:
+    """torch adds a hook before it notes that it takes keywords; a thread that runs the module meanwhile gives none."""
+    rows, other = torch.zeros(1, 2, 4), object()
+    with tokenprune.prune(model("llava"), {"prune": RECIPES["two-sided"]}) as pruning:
+        assert pruning._pruner._enter(0, torch.nn.Identity(), (rows,)) is None
+        assert pruning._pruner.tower is not None
+        assert pruning._pruner.tower._enter(other, 0, torch.nn.Identity(), (rows,)) is None  # type: ignore[arg-type]
+    with tokenprune.prune(model("llava"), "visionzip") as pruning:
+        assert pruning._pruner.recorder is not None
+        pruning._pruner.recorder._after(other, 0, torch.nn.Identity(), (rows,), rows)  # type: ignore[arg-type]
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ class Pruner:
         """Those that this prefill's stages may look at."""
         if turn.prefill and turn.prompt.stages and self.tower is None:
             embed = partial(self._embed, turn)
-            hook = self.blocks[0].register_forward_pre_hook(embed, with_kwargs=True, prepend=True)  # before `_enter`
+            hook = self.blocks[0].register_forward_pre_hook(embed, prepend=True)  # before `_enter`
             turn.after.callback(hook.remove)
         for layer in turn.prompt.stages if turn.prefill else ():
             if layer > 0:
@@ -435,15 +435,15 @@ class Pruner:
         if turn is self._turn:  # and not of a pass in another thread
             turn.looked[layer, name] = output
 
-    def _embed(self, turn: _Turn, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _embed(self, turn: _Turn, module: nn.Module, args: Any) -> None:
         """Before block 0: keep what enters it, for scorers that ask."""
         if turn is self._turn:
             turn.embedded = args[0]
 
-    def _enter(self, block: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _enter(self, block: int, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
         """Before a block: prune if its stage is here; then let it see its view and nothing else."""
         turn = self._turn
-        if turn is None:
+        if turn is None or kwargs is None:  # torch runs a hook that another thread registers without them for a moment
             return None
         hidden, prompt = args[0], turn.prompt
         turn.cache = kwargs.get("past_key_values")

@@ -136,8 +136,10 @@ class Recorder:
         if recording is self._running:  # and not of a run in another thread
             recording.projected[number][name] = output.detach()
 
-    def _after(self, recording: Recording, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if recording is self._running:
+    def _after(
+        self, recording: Recording, number: int, module: nn.Module, args: Any, kwargs: Any, output: Any = None
+    ) -> None:
+        if recording is self._running:  # else torch may run a hook of another thread without keywords for a moment
             recording.calls[number] = ((), {k: v for k, v in kwargs.items() if k != "hidden_states"})
             recording.outputs[number] = (output[0] if isinstance(output, tuple) else output).detach()
 

@@ -170,10 +170,10 @@ class TowerPruner:
             run.hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
 
     @torch.compiler.disable
-    def _enter(self, run: _Run, number: int, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _enter(self, run: _Run, number: int, block: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
         """Before a block: prune if a stage is here; then let it see what is left and nothing else."""
-        if run is not self._run:
-            return None  # of another thread
+        if run is not self._run or kwargs is None:
+            return None  # of another thread, whose hook torch runs without keywords for a moment
         hidden = args[0]
         call: Call = (None, *args[1:]), kwargs
         if number == 0:
