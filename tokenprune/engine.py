@@ -1,4 +1,4 @@
-"""The engine: the only file with hooks, and the only caller of the three interfaces.
+"""The engine: with its parts for the vision tower (`vision.py`, `recorder.py`) the only caller of the interfaces.
 
 One prefill, in order: `_begin` (before the base model) finds or makes the PromptState; `_close` (before block 0) takes
 out the holes that passes inside the vision tower left (`vision.py`); `_look` keeps references to the projections of
