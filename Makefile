@@ -23,7 +23,7 @@ demo: $(VENV)/base ## a picture, a question of each kind, with and without pruni
 	$(VENV)/bin/tokenprune demo $(ARGS)
 
 web: $(WEB)/ready ## the demo as a page on this machine (ARGS="--model MODEL --port 7860")
-	PYTHONPATH=$(WEB) $(VENV)/bin/tokenprune demo --web $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(WEB) $(VENV)/bin/tokenprune demo --web $(ARGS)
 
 test: lint ## ruff, mypy and pytest (ARGS="-k entropy")
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest $(ARGS)
@@ -40,10 +40,10 @@ compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --write-compatibility
 
 test-eval: $(EVAL)/ready ## pytest of what needs lmms-eval (80 MB to download)
-	PYTHONPATH=$(EVAL) $(VENV)/bin/python -m pytest tests/test_eval.py $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(EVAL) $(VENV)/bin/python -m pytest tests/test_eval.py $(ARGS)
 
 test-web: $(WEB)/ready ## pytest of the page, in a Chromium if there is one (100 MB to download)
-	PYTHONPATH=$(WEB) $(VENV)/bin/python -m pytest tests/test_web.py $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(WEB) $(VENV)/bin/python -m pytest tests/test_web.py $(ARGS)
 
 test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
 	PYTHONPATH=$(FLOOR)/int8 $(FLOOR)/bin/python -m pytest $(ARGS)
