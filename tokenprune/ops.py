@@ -22,7 +22,12 @@ def spectrum(rows: Float[Tensor, "*batch m w"]) -> Float[Tensor, "*batch e"]:
     """
     gram = _gram(rows)
     broken = ~gram.isfinite().all(-1).all(-1)  # a NaN stays one, but does not stop the others
-    return torch.linalg.eigvalsh(gram.nan_to_num()).masked_fill(broken[..., None], float("nan"))
+    # Some builds of LAPACK give NaN for a matrix as small as 1e-14, so its largest entry is brought near one. By a
+    # power of two, which is exact, and divided out again.
+    gram = gram.nan_to_num()
+    exponent = torch.frexp(gram.abs().amax((-2, -1))).exponent
+    found = torch.linalg.eigvalsh(torch.ldexp(gram, -exponent[..., None, None]))
+    return torch.ldexp(found, exponent[..., None]).masked_fill(broken[..., None], float("nan"))
 
 
 def _gram(rows: Float[Tensor, "*batch m w"]) -> Float[Tensor, "*batch e e"]:
