@@ -56,7 +56,32 @@ def generate(lm: Any, prompts: Sequence[Prompt] = ONE) -> torch.Tensor:
 )
 def test_the_layer_is_the_one_before_the_largest_drop(entropies: list[float], layer: int) -> None:
     """ "After the second layer" is layer 2: two blocks see every token."""
-    assert ecl.collapse(entropies) == layer
+    assert ecl.collapse(entropies).layer == layer
+
+
+PICO = [1.36156, 1.65524, 1.60576, 1.67992, 1.71579, 1.77758, 1.81235, 1.83401]  # query states, 64 scenes
+
+
+@pytest.mark.parametrize(
+    ("entropies", "found", "drop"),
+    [
+        ([5.0, 5.1, 1.0, 1.1], True, 4.1),
+        ([5.0, 1.0, 2.0, 3.0], True, 4.0),  # it recovers in part
+        ([1.0, 2.0, 2.5, 4.0], False, -0.5),  # it never falls
+        ([2.0, 2.0, 2.0], False, 0.0),
+        (PICO, False, 0.04948),  # it falls once, and rises over the depth
+        ([1.0, 5.0, 4.0, 6.0], False, 1.0),
+    ],
+)
+def test_a_collapse_is_found_where_entropy_stays_down(entropies: list[float], found: bool, drop: float) -> None:
+    """The layer is told either way, and whether it is one; the words say which."""
+    collapse = ecl.collapse(entropies)
+    assert (collapse.found, collapse.depth) == (found, len(entropies))
+    assert collapse.drop == pytest.approx(drop)
+    words = collapse.tell((drop - 1, drop + 1))
+    assert ("no collapse found" in words) is not found
+    assert f"layer {collapse.layer} of {len(entropies)}" in words
+    assert f"{drop:.4f} [{drop - 1:.4f}, {drop + 1:.4f}] nats" in words
 
 
 def explicit(states: torch.Tensor) -> float:
@@ -217,7 +242,7 @@ def test_published_layers_are_known_by_the_models_name(folder: str, name: str, d
     lm = named(folder + name)
     assert ecl.known(lm, Deep(depth)) == layer
     ecl.remember(lm, Deep(depth), [2.0] * 4 + [1.0] * (depth - 4))
-    assert ecl.known(lm, Deep(depth)) == layer  # what is shipped goes before what is remembered
+    assert ecl.known(lm, Deep(depth)) == 4  # what was measured on these weights goes before what is shipped
 
 
 @pytest.mark.parametrize("path", sorted((configs() / "ecl").glob("*.yaml")), ids=lambda path: path.stem)
@@ -267,7 +292,7 @@ def test_the_first_generate_measures_once_says_it_once_and_remembers(
         state = pruning.state
         again = generate(lm, prompts)
     assert len(measured) == 1
-    layer = ecl.collapse(measured[0])
+    layer = ecl.collapse(measured[0]).layer
     assert state is not None
     assert list(state.views) == [layer]
     assert len(said(caplog)) == 1
@@ -275,6 +300,20 @@ def test_the_first_generate_measures_once_says_it_once_and_remembers(
     assert str(tmp_path / "cache") in said(caplog)[0]
     assert ecl.known(lm, LAVA) == layer
     assert torch.equal(first, again)
+
+
+def test_a_model_without_a_collapse_is_told_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is pruned at the steepest drop all the same."""
+    monkeypatch.setattr(ecl, "layer_entropies", lambda *args, **kwargs: [1.0, 1.2, 1.1, 1.3, 1.4, 1.5])
+    lm = fresh()
+    with tokenprune.prune(lm, BY_ECL) as pruning:
+        generate(lm)
+        state = pruning.state
+    assert state is not None
+    assert list(state.views) == [2]
+    assert "no collapse found, entropy drops most after layer 2 of 6, by 0.1000 nats" in said(caplog)[0]
 
 
 def test_a_second_load_of_the_same_weights_does_not_measure(
@@ -306,7 +345,7 @@ def test_the_measuring_prefill_leaves_no_trace_in_the_answer(family: str, measur
     """The first answer by `ecl` is the answer at that fixed layer, bit by bit; and it is not the unpruned one."""
     with tokenprune.prune(model(family), BY_ECL):
         by_ecl = logits(answer(family, "sdpa", TEXT_FIRST, steps=2))
-    fixed = {"name": "fixed", "layer": ecl.collapse(measured[0]), "keep": 4}
+    fixed = {"name": "fixed", "layer": ecl.collapse(measured[0]).layer, "keep": 4}
     with tokenprune.prune(model(family), {"prune": [{"scorer": "entropy", "schedule": fixed}]}):
         assert torch.equal(by_ecl, logits(answer(family, "sdpa", TEXT_FIRST, steps=2)))
     unpruned = logits(answer(family, "sdpa", TEXT_FIRST, steps=2))

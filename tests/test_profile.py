@@ -75,7 +75,7 @@ CURVES = np.array([[5.0, 4.9, 2.0, 1.9], [5.0, 4.8, 2.1, 2.0], [5.0, 4.9, 2.2, 1
 def test_the_stability_of_the_layer() -> None:
     found = profile.stability(CURVES, seed=0)
     layer = found["ecl"]
-    assert layer["layer"] == ecl.collapse(CURVES.mean(0).tolist()) == 2
+    assert layer["layer"] == ecl.collapse(CURVES.mean(0).tolist()).layer == 2
     assert layer["drop"] == pytest.approx(2.1)
     low, high = layer["drop_interval"]
     assert 0.5 < low < 2.1 < high < 2.9

@@ -414,15 +414,14 @@ class Pruner:
             )
         finally:
             self._live.paused = False
-        layer = self._agreed(ecl.collapse(entropies))
+        found = ecl.collapse(entropies)
         path = ecl.remember(self.model, self.adapter, entropies)
         log.warning(
-            "Entropy Collapse Layer of this model: %d of %d, measured on its first prompt, %s",
-            layer,
-            len(entropies),
+            "Entropy Collapse Layer, measured on this model's first prompt: %s; %s",
+            found.tell(),
             f"remembered in {path}" if path else "not remembered (cache not writable, or weights offloaded)",
         )
-        return layer
+        return self._agreed(found.layer)
 
     def _agreed(self, layer: int) -> int:
         """The first rank's, under tensor parallelism: each looks in a cache directory of its own."""

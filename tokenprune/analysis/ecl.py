@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -24,13 +26,48 @@ from ..errors import TokenpruneError
 from ..interfaces import Adapter
 
 
-def collapse(entropies: Sequence[float]) -> int:
-    """The number of blocks after which the entropy drops most (1 to depth - 1); ties go to the earlier block.
+@dataclass(frozen=True)
+class Collapse:
+    """Where the entropy of visual tokens drops most, and whether that is a collapse.
 
-    Needs two blocks at least.
+    The paper calls the drop sharp and gives no number for it. `found` asks for what the word means at least: entropy
+    does not come back, so its mean over the later blocks lies below that over the blocks up to `layer`.
+
+    Attributes:
+        layer: blocks before the drop, 1 to depth - 1; ties go to the earlier block.
+        depth: blocks.
+        drop: from that block to the next, in nats; below zero where entropy only rises.
+        found: whether it is a collapse. Schedules prune at `layer` either way.
     """
+
+    layer: int
+    depth: int
+    drop: float
+    found: bool
+
+    def tell(self, interval: Sequence[float] | None = None) -> str:
+        """In words; `interval` is that of the drop."""
+        span = "" if interval is None else f" [{interval[0]:.4f}, {interval[1]:.4f}]"
+        drop = f"{self.drop:.4f}{span} nats"
+        if self.found:
+            return f"layer {self.layer} of {self.depth}, drop {drop}"
+        return (
+            f"no collapse found, entropy drops most after layer {self.layer} of {self.depth}, by {drop}, and does not "
+            "stay down (the schedule `ecl` prunes there all the same)"
+        )
+
+    def entry(self, model: str, source: str) -> dict[str, Any]:
+        """As in `configs/ecl/`."""
+        measured = {"layer": self.layer, "collapse": self.found, "drop": round(self.drop, 4)}
+        return {"depth": self.depth, **measured, "models": [model], "source": source}
+
+
+def collapse(entropies: Sequence[float]) -> Collapse:
+    """The steepest drop of a curve of entropies, block by block. Needs two blocks at least."""
     drops = [before - after for before, after in pairwise(entropies)]
-    return max(range(len(drops)), key=drops.__getitem__) + 1
+    layer = max(range(len(drops)), key=drops.__getitem__) + 1
+    found = fmean(entropies[layer:]) < fmean(entropies[:layer])
+    return Collapse(layer, len(entropies), drops[layer - 1], found)
 
 
 @torch.no_grad()
@@ -87,18 +124,17 @@ def layer_entropies(
 
 
 def known(model: Any, adapter: Adapter) -> int | None:
-    """The layer shipped for this model, else the one remembered for exactly these weights, else None."""
+    """The layer measured on exactly these weights and remembered, else the one shipped for this model, else None."""
     depth = len(adapter.blocks(adapter.decoder(adapter.base(model))))
-    if (layer := shipped(str(getattr(model.config, "_name_or_path", "")), depth)) is not None:
-        return layer
     path = _memory(model, adapter)
-    if path is None:
-        return None
-    try:
-        layer = json.loads(path.read_text())["layer"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return layer if type(layer) is int and 0 < layer < depth else None
+    if path is not None:
+        try:
+            layer = json.loads(path.read_text())["layer"]
+        except (OSError, ValueError, KeyError, TypeError):
+            layer = None
+        if type(layer) is int and 0 < layer < depth:
+            return layer
+    return shipped(str(getattr(model.config, "_name_or_path", "")), depth)
 
 
 def shipped(name: str, depth: int) -> int | None:
@@ -117,7 +153,7 @@ def remember(model: nn.Module, adapter: Adapter, entropies: Sequence[float]) -> 
     if path is None:
         return None
     try:
-        files.write(path, json.dumps({"layer": collapse(entropies), "entropies": list(entropies)}))
+        files.write(path, json.dumps({"layer": collapse(entropies).layer, "entropies": list(entropies)}))
     except TokenpruneError:
         return None
     return path

@@ -38,7 +38,7 @@ def entropy(
     axes = figure.subplots()
     layers = range(1, summary["depth"] + 1)
     for i, (state, found) in enumerate(summary["states"].items()):
-        label = f"{state} (ECL {found['ecl']['layer']})"
+        label = f"{state} ({'ECL' if found['ecl']['found'] else 'no collapse, steepest after'} {found['ecl']['layer']})"
         axes.plot(layers, found["entropy"], color=COLORS[i], marker=MARKERS[i], markersize=4, label=label)
         axes.fill_between(layers, *found["interval"], color=COLORS[i], alpha=0.25, linewidth=0)
         axes.axvline(found["ecl"]["layer"] + 0.5, color=COLORS[i], linestyle=("--", ":")[i % 2], linewidth=1.2)

@@ -82,29 +82,31 @@ def stability(entropies: np.ndarray, seed: int, draws: int = DRAWS) -> dict[str,
     """The mean curve of `prompts x depth` entropies, its collapse layer, and both over bootstrap samples of prompts.
 
     Returns:
-        `entropy` per block and its 95 % `interval`; and `ecl`: the `layer`, the `drop` after it with its 95 % interval,
-        the 95 % interval of the layer, the `share` of samples that give the same layer, and how many `prompts` alone
-        give which.
+        `entropy` per block and its 95 % `interval`; and `ecl`: the `layer`, whether it is a collapse (`found`, see
+        `ecl.Collapse`), the `drop` after it with its 95 % interval, the 95 % interval of the layer, the `share` of
+        samples that give the same layer, and how many `prompts` alone give which.
     """
     prompts, depth = entropies.shape
     if depth < 2:
         raise LayerError(f"an entropy collapses from one block to the next: this model has {depth}")
     mean = entropies.mean(0)
-    layer = ecl.collapse(mean.tolist())
+    found = ecl.collapse(mean.tolist())
+    layer = found.layer
     weights = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts
     curves = weights @ entropies
-    layers = [ecl.collapse(curve) for curve in curves.tolist()]
-    alone = Counter(ecl.collapse(curve) for curve in entropies.tolist())
+    layers = [ecl.collapse(curve).layer for curve in curves.tolist()]
+    alone = Counter(ecl.collapse(curve).layer for curve in entropies.tolist())
     low, high = np.quantile(curves, [0.025, 0.975], axis=0)
     return {
         "entropy": _plain(mean),
         "interval": [_plain(low), _plain(high)],
         "ecl": {
             "layer": layer,
+            "found": found.found,
             "interval": np.quantile(layers, [0.025, 0.975], method="inverted_cdf").tolist(),
             "share": layers.count(layer) / draws,
             "prompts": {str(key): alone[key] for key in sorted(alone)},
-            "drop": round(float(mean[layer - 1] - mean[layer]), 6),
+            "drop": round(found.drop, 6),
             "drop_interval": _plain(np.quantile(curves[:, layer - 1] - curves[:, layer], [0.025, 0.975])),
         },
     }

@@ -84,7 +84,7 @@ def profile(
     name = settings["model"]
     source = f"tokenprune profile, {found['prompts']} pictures of {Path(data).name}, seed {seed}"
     source += "" if recipe is None else f", after {recipe}"
-    entry = {"depth": depth, "layer": main["layer"], "models": [name], "source": source}
+    entry = ecl.Collapse(main["layer"], depth, main["drop"], main["found"]).entry(name, source)
     title = f"{name}, {found['prompts']} pictures of {Path(data).name}" + ("" if recipe is None else f", {recipe}")
     results: dict[str, str | bytes] = {
         "profile.json": json.dumps({"settings": settings, **found, "config": entry}) + "\n",
@@ -96,15 +96,14 @@ def profile(
     table = Table("block", *(f"{state} (nats)" for state in found["states"]), title=title, title_justify="left")
     for block in range(depth):
         cells = [f"{part['entropy'][block]:.4f}" for part in found["states"].values()]
-        table.add_row(f"{block + 1} <- ECL" if block + 1 == main["layer"] else str(block + 1), *cells)
+        mark = f" <- {'ECL' if main['found'] else 'steepest'}" if block + 1 == main["layer"] else ""
+        table.add_row(f"{block + 1}{mark}", *cells)
     Console().print(table)
     for state, part in found["states"].items():
         each = part["ecl"]
-        low, high = each["drop_interval"]
-        print(
-            f"{state}: Entropy Collapse Layer {each['layer']} of {depth}, drop {each['drop']:.4f} [{low:.4f}, "
-            f"{high:.4f}] nats; {each['share']:.1%} of {profiles.DRAWS} bootstrap samples give this layer"
-        )
+        told = ecl.Collapse(each["layer"], depth, each["drop"], each["found"]).tell(each["drop_interval"])
+        print(f"{state}: Entropy Collapse Layer: {told}; {each['share']:.1%} of {profiles.DRAWS} bootstrap samples "
+              "give this layer")  # fmt: skip
     print(f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}")
     print(f"wrote profile.json, entropy.png and spectra.png to {output}")
 
