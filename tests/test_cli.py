@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from families import model
 from PIL import Image
 from test_overlay import PROCESSORS, inputs
 
+from tokenprune import demo as demos
+from tokenprune.cli import demo as showing
 from tokenprune.cli import main
-from tokenprune.cli import run as commands
 from tokenprune.cli.catalog import _spell
 from tokenprune.loading import PICO
 from tokenprune.pico import scenes
@@ -340,8 +343,14 @@ def test_calibrate_measures_and_remembers(capsys: pytest.CaptureFixture[str], tm
     out_file = tmp_path / "ecl.yaml"
     code, out, _ = run(capsys, "calibrate", "pico", "--images", str(folder), "--output", str(out_file))
     assert code == 0
-    assert "Entropy Collapse Layer" in out
-    assert "depth: 8" in out_file.read_text()
+    words = " ".join(out.split())
+    assert re.search(
+        r"no collapse found, entropy drops most after layer \d of 8, by -?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", words
+    )
+    assert "it takes the place of the shipped layer 2" in words
+    assert "ECL" not in out
+    entry = yaml.safe_load(out_file.read_text())
+    assert (entry["depth"], entry["collapse"]) == (8, False)
     assert len(list((tmp_path / "cache" / "ecl").glob("*.json"))) == 1
 
 
@@ -387,7 +396,16 @@ def test_demo_in_an_empty_folder(tmp_path: Path) -> None:
     script = Path(sys.executable).parent / "tokenprune"
     done = subprocess.run([script, "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("48/144") == 5
+    kinds = [line.partition(":")[0] for line in done.stdout.splitlines() if re.match(r"\w+: .*\(.+\)$", line.strip())]
+    assert kinds == list(scenes.KINDS)
+    for name in ("unpruned", *demos.RECIPES):
+        rows = [line.split() for line in done.stdout.splitlines() if line.split()[:1] == [name]]
+        assert len(rows) == 6  # an answer of each kind, and the cost
+        assert float(rows[5][1]) == pytest.approx(144 if name == "unpruned" else 48, abs=0.5)
+        assert all(row[-1] in ("yes", "NO") for row in rows[:5])
+    words = " ".join(done.stdout.split())
+    assert "layers and does not collapse (its steepest drop: " in words
+    assert "nothing to hold on to here" in words
     with Image.open(tmp_path / "demo" / "overlay.png") as overlay:
         assert overlay.size[0] > overlay.size[1]
     assert (tmp_path / "demo" / "report.html").read_text().count("<img") == 2
@@ -402,11 +420,18 @@ def test_demo_with_nothing_to_drop(capsys: pytest.CaptureFixture[str], tmp_path:
     assert not (tmp_path / "out" / "overlay.png").exists()
 
 
+def test_demo_tells_of_a_collapse_where_there_is_one() -> None:
+    assert "collapses: layer 2 of 4, drop 4.0000 nats" in showing._entropy([5.0, 5.0, 1.0, 1.0])
+    assert "goes from 1.00 to 2.00 nats over the 3 layers and does not collapse" in showing._entropy([1.0, 1.5, 2.0])
+
+
 def test_demo_takes_a_picture(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
     code, out, _ = run(capsys, "demo", "--image", picture, "--output", str(tmp_path / "out"), "-r", "random")
     assert code == 0
-    assert "random" in out
+    assert "L2: 48" in out  # the recipe's own keep
+    assert "fastv" not in out
     code, budgeted, _ = run(capsys, "demo", "--image", picture, "--output", str(tmp_path / "out"), "--budget", "1/2")
     assert code == 0
-    assert "2:48/144" in budgeted  # (2 * 144 + 6 * 48) / 8 = 72
+    assert "L2: 48" in budgeted  # (2 * 144 + 6 * 48) / 8 = 72
+    assert re.search(r"entropyprune +72\.0 ", budgeted)
     assert (tmp_path / "out" / "overlay.png").exists()

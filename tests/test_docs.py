@@ -16,9 +16,8 @@ import yaml
 from PIL import Image
 
 import tokenprune.errors as errors
-from tokenprune import hookspecs
+from tokenprune import demo, hookspecs
 from tokenprune.cli import app, main
-from tokenprune.cli import run as commands
 from tokenprune.loading import PICO
 from tokenprune.pico import scenes
 from tokenprune.recipe import load, presets, registered, source
@@ -211,7 +210,7 @@ def test_commands_in_the_docs_run(
     for page, recipe in blocks("yaml"):
         if page.rpartition("-")[0] == where.rpartition("-")[0]:
             (desk / "mine.yaml").write_text(recipe)
-    monkeypatch.setattr(commands.interleaved, "__defaults__", (1,))  # no need to measure well
+    monkeypatch.setitem(demo.compare.__kwdefaults__, "runs", 1)  # no need to measure well
     for line in lines:
         for command in line.removeprefix("$ ").split(" && "):
             run(command)
@@ -238,11 +237,12 @@ def test_what_is_not_run_says_why_and_is_counted() -> None:
 
 def test_the_picture_shows_what_the_readme_says() -> None:
     script = module(DOCS / "images" / "make.py")
-    unpruned, entropyprune, fastv = script.panels()
-    assert unpruned[1].endswith("7 2")
-    assert entropyprune[1] == "entropyprune: 16 from layer 2 on\nanswer: 2 2"
-    assert fastv[1] == "fastv: 16 from layer 2 on\nanswer: 7 2"
-    assert script.draw([unpruned, entropyprune, fastv]).size == Image.open(DOCS / "images" / "overlay.png").size
+    drawn = script.panels()
+    answers = dict(words.split("\n") for _, words in drawn)
+    assert answers.pop("unpruned") == answers.pop("entropyprune-released@layer-1") == "5 8 3"
+    assert "5 8 3" not in answers.values()
+    assert list(answers) == ["entropyprune", "fastv", "random"]
+    assert demo.sheet(drawn).size == Image.open(DOCS / "images" / "overlay.png").size
     assert (DOCS / "images" / "overlay.png").stat().st_size < 300_000
 
 

@@ -15,7 +15,7 @@ LEVELS = [
     {"recipe", "prompt", "cache", "parallel", "inputs", "recorder", "vision", "engine", "flops", "analysis"}
     | {"report", "overlay", "page"},
     {"api", "media", "loading", "pico"},
-    {"bench", "sweep", "shapes", "evaluation", "web", "contract"},
+    {"bench", "sweep", "shapes", "evaluation", "web", "demo", "contract"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -149,6 +149,15 @@ def test_a_head_equal_to_the_mean_adds_nothing(alpha: float) -> None:
     np.testing.assert_allclose(found, matrix_entropies(states, alpha), atol=5e-5)
 
 
+def test_the_other_end_is_the_reverse_order() -> None:
+    states = rand(8, 20, 16)
+    high, low = (
+        Entropy(normalize="none", prefer=prefer).score(Seen.of(keep=1, queries=states)) for prefer in ("high", "low")
+    )
+    assert torch.equal(high.argsort(descending=True), low.argsort())
+    assert high.argmax() == low.argmin() != low.argmax()
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_entropy_of_the_paper_ignores_the_length_of_states(scale: float) -> None:
     seen, scaled = (Seen.of(keep=1, queries=rand(8, 5, 16) * factor) for factor in (1, scale))

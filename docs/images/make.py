@@ -1,47 +1,26 @@
-"""Makes docs/images/overlay.png, offline: `python docs/images/make.py`."""
+"""Makes docs/images/overlay.png, offline: `python docs/images/make.py`. It is the picture that `make demo` writes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-import tokenprune
+from tokenprune import demo
 from tokenprune.loading import load_model
 from tokenprune.pico import scenes
 
-SEED = 4
 QUESTION = "read the digits"
-SIDE, GAP, TEXT = 288, 16, 52
 
 
 def panels() -> list[tuple[Image.Image, str]]:
-    """The picture, then what two recipes leave of it, each with its answer."""
-    picture = next(scenes.held_out(seed=SEED)).picture
-    pico = load_model("pico")
-    inputs = pico.inputs(QUESTION, [picture])
-    made = [(picture, f"all 144 visual tokens\n“{QUESTION}”: {pico.answer(inputs)}")]
-    for recipe in ("entropyprune", "fastv"):
-        with tokenprune.prune(pico.model, recipe, budget=1 / 3) as pruning:
-            answer = pico.answer(inputs)
-        kept = pruning.report().stages[-1]
-        made.append(
-            (pruning.overlay(picture), f"{recipe}: {kept.kept[0]} from layer {kept.layer} on\nanswer: {answer}")
-        )
-    return made
-
-
-def draw(made: list[tuple[Image.Image, str]]) -> Image.Image:
-    sheet = Image.new("RGB", (GAP + len(made) * (SIDE + GAP), SIDE + TEXT + 2 * GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=17)
-    for number, (picture, words) in enumerate(made):
-        left = GAP + number * (SIDE + GAP)
-        sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (left, GAP))
-        pen.multiline_text((left, SIDE + GAP + 8), words, fill="#333333", font=font, spacing=5)
-    return sheet
+    """The picture, then what each recipe leaves of it, with its answer."""
+    scene = next(scenes.held_out(seed=0))
+    sides, _, _ = demo.compare(load_model("pico"), scene.picture, {"read": QUESTION}, demo.RECIPES, demo.BUDGET, runs=1)
+    return [(side.left, f"{side.name}\n{side.answers['read']}") for side in sides]
 
 
 if __name__ == "__main__":
     path = Path(__file__).parent / "overlay.png"
-    draw(panels()).quantize(128).save(path, optimize=True)
+    demo.sheet(panels()).quantize(128).save(path, optimize=True)
     print(path.name, path.stat().st_size, "bytes")

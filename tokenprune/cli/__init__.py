@@ -8,6 +8,7 @@ import typer
 
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
 from . import analyse, catalog, create, evaluate, measure, run
+from . import demo as showing
 
 app = typer.Typer(
     help="Visual token pruning for multimodal LLMs on stock transformers.",
@@ -16,7 +17,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(catalog.ls, catalog.show, catalog.check, catalog.explain),
-    *(run.generate, run.calibrate, run.demo),
+    *(run.generate, run.calibrate, showing.demo),
     *(analyse.profile, analyse.horizon, measure.bench, measure.sweep),
 )
 for command in COMMANDS:

@@ -1,33 +1,29 @@
-"""Commands that run a model: answer a question, find the Entropy Collapse Layer, and the demo."""
+"""Commands that run a model: answer a question, and find the Entropy Collapse Layer."""
 
 from __future__ import annotations
 
 import inspect
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
+import numpy as np
 import typer
 import yaml
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .. import web as pages
 from ..analysis import ecl as layers
-from ..api import Pruning, prune
+from ..analysis.profile import stability
+from ..api import prune
 from ..budget import read
 from ..errors import TokenpruneError, UnknownNameError
 from ..files import write
 from ..interfaces import Calibration
-from ..loading import DTYPES, Loaded, load_model
+from ..loading import DTYPES, load_model
 from ..media import pictures, read_image, read_video, save
 from ..overlay import Shown
 from ..pico import scenes
@@ -154,20 +150,26 @@ def calibrate(
         decoder = adapter.decoder(adapter.base(loaded.model))
         profiles.append(layers.layer_entropies(adapter, decoder, visual, partial(loaded.model, **inputs)))
     means = [statistics.fmean(values) for values in zip(*profiles, strict=True)]
-    layer = layers.collapse(means)
+    found = layers.collapse(means)
     table = Table("block", "entropy (nats)", "drop to the next", title=f"{len(shown)} pictures", title_justify="left")
     for block, entropy in enumerate(means, start=1):
         drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
-        table.add_row(f"{block} <- ECL" if block == layer else str(block), f"{entropy:.4f}", drop)
+        mark = f" <- {'ECL' if found.found else 'steepest'}" if block == found.layer else ""
+        table.add_row(f"{block}{mark}", f"{entropy:.4f}", drop)
     Console().print(table)
+    stable = stability(np.array(profiles), seed=0)["ecl"]
+    print(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}")
     path = layers.remember(loaded.model, adapter, means)
-    where = (
-        f"remembered in {path}" if path else "not remembered: the cache is not writable, or the weights are offloaded"
+    shipped = layers.shipped(str(loaded.model.config._name_or_path), len(means))
+    instead = "" if shipped is None else f"; for these weights it takes the place of the shipped layer {shipped}"
+    print(
+        f"remembered in {path}{instead}"
+        if path
+        else "not remembered: the cache is not writable, or the weights are offloaded"
     )
-    print(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
     if output is not None:
-        entry = {"depth": len(means), "layer": layer, "models": [Path(model).name]}
-        write(output, yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
+        source = f"tokenprune calibrate, {len(shown)} pictures"
+        write(output, yaml.safe_dump(found.entry(Path(model).name, source), sort_keys=False))
 
 
 def _calibration(method: str) -> Calibration:
@@ -189,112 +191,3 @@ def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, 
             )
         given[key] = yaml.safe_load(value)
     return given
-
-
-def demo(
-    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
-    budget: BudgetOption = None,
-    output: Annotated[
-        Path, typer.Option(help="Folder for the picture, the overlay and the report; not with --web.")
-    ] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
-    model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
-    web: Annotated[bool, typer.Option("--web", help="A page to play with, instead (extra demo).")] = False,
-    host: Annotated[str, typer.Option(help="Where the page listens; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="As above.")] = 7860,
-) -> None:
-    """One picture, a question of each kind: answers without and with pruning, what it cost, and what survived."""
-    if web:
-        _page(model, recipe, budget, image, seed, host, port)
-        return
-    built = load(recipe)
-    wanted = read(budget) if budget is not None else None
-    loaded = load_model(model)
-    output.mkdir(parents=True, exist_ok=True)
-    if image is None:
-        scene = next(iter(scenes.held_out(seed)))
-        picture, asked = scene.picture, {q.kind: (q.text, q.answer) for q in scene.questions}
-        picture.save(output / "picture.png")
-    else:
-        picture = read_image(image)
-        asked = {kind: (text, "") for kind, text in OPEN_QUESTIONS.items()}
-    table = Table(
-        "kind", "question", "truth", "pruned?", "answer", "right?", "kept by layer", "KV MiB", "prefill ms", "FLOPs"
-    )
-    pruning = prune(loaded.model, built, budget=wanted, processor=loaded.processor)
-    for kind, (question, truth) in asked.items():
-        inputs = loaded.inputs(question, [picture])
-        plain_ms, pruned_ms = interleaved(lambda i=inputs: _prefill(loaded, i), pruning)  # type: ignore[misc]
-        plain = loaded.answer(inputs)
-        with pruning:
-            pruned = loaded.answer(inputs)
-        report = pruning.report()
-        kept = " ".join(f"{stage.where}:{stage.kept[0]}/{stage.total[0]}" for stage in report.stages) or "all"
-        for name, answer, kv, ms, share, left in (
-            ("no", plain, report.kv_mib.full, plain_ms, 1.0, "all"),
-            (built.name, pruned, report.kv_mib.pruned, pruned_ms, report.flops_share, kept),
-        ):
-            right = "" if not truth else "yes" if answer == truth else "NO"
-            row = (kind, question, truth) if name == "no" else ("", "", "")
-            table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
-    pruning.report(output / "report.html", [picture], inputs)
-    console.print(f"the last question's stages and scores: {output / 'report.html'}")
-    if pruning.state is not None and pruning.state.views:
-        both = side_by_side(picture, pruning.overlay(picture, inputs))
-        both.save(output / "overlay.png")
-        console.print(f"what survived of its picture: {output / 'overlay.png'}")
-
-
-def _page(model: str, recipe: str, budget: str | None, image: Path | None, seed: int, host: str, port: int) -> None:
-    """Show the demo as a page until interrupted."""
-    if budget is not None:
-        raise typer.BadParameter("choose it on the page", param_hint="--budget")
-    pages.need()
-    load(recipe)
-    page = pages.build(load_model(model), recipe, image, seed)
-    print(f"{pages.serve(page, host, port)} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
-
-
-OPEN_QUESTIONS = {
-    "exists": "is there a red circle?",
-    "color": "what color is the square?",
-    "count": "how many circles are there?",
-    "digit": "what digit is blue?",
-    "read": "read the digits",
-}
-
-
-@torch.inference_mode()
-def _prefill(loaded: Loaded, inputs: dict[str, Any]) -> float:
-    """Milliseconds of one prefill, synchronised on a GPU."""
-    sync: Callable[[], object] = torch.cuda.synchronize if loaded.model.device.type == "cuda" else lambda: None
-    sync()
-    start = time.perf_counter()
-    loaded.model(**inputs, logits_to_keep=1)
-    sync()
-    return 1000 * (time.perf_counter() - start)
-
-
-def interleaved(run: Callable[[], float], pruning: Pruning, pairs: int = 9) -> tuple[float, float]:
-    """Medians of `run` without and with pruning, taken in turn after one warm-up of each."""
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(pairs + 1):
-        for pruned, found in times.items():
-            with pruning if pruned else nullcontext():
-                found.append(run())
-    return statistics.median(times[False][1:]), statistics.median(times[True][1:])
-
-
-def side_by_side(left: Image.Image, right: Image.Image, height: int = 384) -> Image.Image:
-    """Two pictures of one height next to each other."""
-    parts = [
-        p.convert("RGB").resize((p.width * height // p.height, height), Image.Resampling.NEAREST) for p in (left, right)
-    ]
-    joined = Image.new("RGB", (parts[0].width + parts[1].width + 16, height), "white")
-    joined.paste(parts[0], (0, 0))
-    joined.paste(parts[1], (parts[0].width + 16, 0))
-    return joined

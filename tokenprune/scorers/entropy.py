@@ -21,6 +21,7 @@ class Entropy(Scorer):
     Args:
         states: query states, or key states (the paper's variant k).
         normalize: `rows` scales each head to unit length (the paper); `none` does not (the authors' released code).
+        prefer: `high` keeps the tokens of highest entropy (the paper), `low` those of lowest, for ablations.
         alpha: order of the entropy; 1 is von Neumann (Eq. 4), 2 needs no eigenvalues.
         top_k: use only the largest eigenvalues (Eq. 6); None uses all.
     """
@@ -28,6 +29,7 @@ class Entropy(Scorer):
     equivariant = True
     states: Literal["query", "key"] = "query"
     normalize: Literal["rows", "none"] = "rows"
+    prefer: Literal["high", "low"] = "high"
     alpha: float = 1.0
     top_k: int | None = None
 
@@ -41,4 +43,5 @@ class Entropy(Scorer):
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
         states = seen.queries if self.states == "query" else seen.keys
-        return ops.token_entropy(states, self.normalize, self.alpha, self.top_k)
+        entropy = ops.token_entropy(states, self.normalize, self.alpha, self.top_k)
+        return entropy if self.prefer == "high" else -entropy

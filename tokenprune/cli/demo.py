@@ -1,0 +1,148 @@
+"""The command that shows what pruning does: a picture, questions, and the answers of several recipes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from .catalog import BudgetOption, _spell
+
+if TYPE_CHECKING:
+    from ..demo import Side
+
+
+def demo(
+    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your own picture.")] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", "-r", help="Repeatable; without it four, at an average of 1/3.")
+    ] = None,
+    budget: BudgetOption = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder for the picture, the overlay and the report; not with --web.")
+    ] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
+    model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
+    web: Annotated[bool, typer.Option("--web", help="A page to play with, instead (extra demo).")] = False,
+    host: Annotated[str, typer.Option(help="Where the page listens; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="As above.")] = 7860,
+) -> None:
+    """One picture, a question of each kind: how recipes answer at one budget, what they cost, and what survived."""
+    from .. import demo as demos
+    from ..budget import read
+    from ..loading import load_model
+    from ..media import read_image
+    from ..pico import scenes
+    from ..recipe import load
+
+    if web:
+        _page(model, recipe or list(demos.RECIPES[:1]), budget, image, seed, host, port)
+        return
+    if recipe is None and budget is None:
+        budget = demos.BUDGET
+    wanted, recipes = read(budget) if budget is not None else None, recipe or list(demos.RECIPES)
+    for one in recipes:
+        load(one)
+    loaded = load_model(model)
+    output.mkdir(parents=True, exist_ok=True)
+    truths: dict[str, str] = {}
+    if image is None:
+        scene = next(iter(scenes.held_out(seed)))
+        picture, asked = scene.picture, {question.kind: question.text for question in scene.questions}
+        truths = {question.kind: question.answer for question in scene.questions}
+        picture.save(output / "picture.png")
+    else:
+        picture, asked = read_image(image), demos.QUESTIONS
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("answers and times", total=demos.steps(asked, recipes))
+        sides, pruning, inputs = demos.compare(
+            loaded, picture, asked, recipes, wanted, done=lambda: progress.advance(bar)
+        )
+    for kind, question in asked.items():
+        _answers(sides, kind, question, truths.get(kind))
+    _costs(sides, "visual tokens as an average over the layers, and the prefill")
+    console = Console(highlight=False, markup=False, soft_wrap=False)
+    console.print(_entropy(demos.entropies(loaded, inputs)))
+    console.print(
+        "Which layer, which normalisation and which end of the scores is the model's to decide; `tokenprune sweep` "
+        "finds out in one command."
+    )
+    pruning.report(output / "report.html", [picture], inputs)
+    console.print(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
+    if any(side.measured.plan for side in sides):
+        panels = [(side.left, f"{side.name}\n{list(side.answers.values())[-1]}") for side in sides]
+        demos.sheet(panels).save(output / "overlay.png")
+        console.print(f"what survived of the picture: {output / 'overlay.png'}")
+
+
+def _answers(sides: Sequence[Side], kind: str, question: str, truth: str | None) -> None:
+    rows = []
+    for side in sides:
+        answer, kept = side.answers[kind], _spell({str(layer): left for layer, left in side.measured.plan.items()})
+        rows.append([side.name, kept, answer, "" if truth is None else "yes" if answer == truth else "NO"])
+    told = "" if truth is None else f" ({truth})"
+    _print(["recipe", "tokens kept from layer L on", "answer", "right"], rows, f"{kind}: {question}{told}")
+
+
+def _costs(sides: Sequence[Side], title: str) -> None:
+    rows = [
+        [
+            side.name,
+            f"{side.measured.average:.1f}",
+            f"{side.kv_mib:.2f}",
+            f"{side.flops_share:.0%}",
+            f"{side.measured.median('prefill_ms'):.1f}",
+            f"{side.measured.speed_up:.2f}x",
+        ]
+        for side in sides
+    ]
+    _print(["recipe", "tokens", "KV MiB", "FLOPs", "prefill ms", "speed-up"], rows, title)
+
+
+def _entropy(entropies: Sequence[float]) -> str:
+    """Whether the entropy of this prompt collapses, in a sentence."""
+    from ..analysis import ecl
+
+    found = ecl.collapse(entropies)
+    if found.found:
+        return f"Entropy of this picture's visual tokens collapses: {found.tell()}."
+    return (
+        f"Entropy of this picture's visual tokens goes from {entropies[0]:.2f} to {entropies[-1]:.2f} nats over the "
+        f"{found.depth} layers and does not collapse (its steepest drop: {found.drop:.2f} nats after layer "
+        f"{found.layer}), so the paper's rule for the layer has nothing to hold on to here."
+    )
+
+
+def _print(header: list[str], rows: list[list[str]], title: str) -> None:
+    table = Table(*header, title=title, title_justify="left", box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _page(
+    model: str, recipes: Sequence[str], budget: str | None, image: Path | None, seed: int, host: str, port: int
+) -> None:
+    """Show the demo as a page until interrupted."""
+    from .. import web as pages
+    from ..loading import load_model
+    from ..recipe import load
+
+    if budget is not None:
+        raise typer.BadParameter("choose it on the page", param_hint="--budget")
+    if len(recipes) > 1:
+        raise typer.BadParameter("the page compares one recipe at a time: give one", param_hint="--recipe")
+    (recipe,) = recipes
+    pages.need()
+    load(recipe)
+    page = pages.build(load_model(model), recipe, image, seed)
+    print(f"{pages.serve(page, host, port)} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
