@@ -15,7 +15,6 @@ from PIL import Image
 from test_overlay import PROCESSORS, inputs
 
 from tokenprune.cli import main
-from tokenprune.cli import run as commands
 from tokenprune.cli.catalog import _spell
 from tokenprune.loading import PICO
 from tokenprune.pico import scenes
@@ -228,7 +227,7 @@ class Stub:
 def test_overlays_and_reports_of_every_family(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kinds: str
 ) -> None:
-    monkeypatch.setattr(commands, "load_model", lambda *_: Stub(family))
+    monkeypatch.setattr("tokenprune.loading.load_model", lambda *_: Stub(family))
     folder, still = tmp_path / "video", tmp_path / "still.png"
     folder.mkdir()
     SCENE.picture.resize((96, 64)).save(still)

@@ -10,31 +10,29 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 import yaml
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .. import web as pages
-from ..analysis import ecl as layers
-from ..api import Pruning, prune
-from ..budget import read
 from ..errors import TokenpruneError, UnknownNameError
 from ..files import write
-from ..interfaces import Calibration
-from ..loading import DTYPES, Loaded, load_model
-from ..media import pictures, read_image, read_video, save
-from ..overlay import Shown
-from ..pico import scenes
-from ..recipe import Recipe, load
-from ..registry import registry
-from ..values import Budget
 from .catalog import BudgetOption, OverridesArgument
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..api import Pruning
+    from ..interfaces import Calibration
+    from ..loading import Loaded
+    from ..overlay import Shown
+    from ..recipe import Recipe
+    from ..values import Budget
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or pico (the bundled model).")]
 AttnOption = Annotated[str | None, typer.Option("--attn", help="Attention implementation, e.g. flash_attention_2.")]
@@ -54,6 +52,9 @@ def chosen(recipe: str | None, overrides: list[str] | None, budget: str | None) 
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
     if budget is not None and recipe is None:
         raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
+    from ..budget import read
+    from ..recipe import load
+
     built = load(recipe, *(overrides or [])) if recipe else None
     return built, read(budget) if budget is not None else None
 
@@ -90,6 +91,10 @@ def generate(
         raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
     if report is not None and not recipe:
         raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
+    from ..api import prune
+    from ..loading import load_model
+    from ..media import read_image, read_video, save
+
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -125,6 +130,12 @@ def calibrate(
 
     With a method, fit its recipe to the model instead, and print it: `--output mine.yaml` makes it `-r mine.yaml`.
     """
+    from ..analysis import ecl as layers
+    from ..loading import load_model
+    from ..media import pictures, read_image
+    from ..pico import scenes
+    from ..registry import registry
+
     fit = None if method == "ecl" else _calibration(method)
     given = _given(method, fit, settings or [])
     if images is None and model != "pico":
@@ -171,6 +182,8 @@ def calibrate(
 
 
 def _calibration(method: str) -> Calibration:
+    from ..registry import registry
+
     known = registry().entries["calibration"]
     if method not in known:
         raise UnknownNameError("calibration", method, ["ecl", *known])
@@ -208,6 +221,13 @@ def demo(
     if web:
         _page(model, recipe, budget, image, seed, host, port)
         return
+    from ..api import prune
+    from ..budget import read
+    from ..loading import load_model
+    from ..media import read_image
+    from ..pico import scenes
+    from ..recipe import load
+
     built = load(recipe)
     wanted = read(budget) if budget is not None else None
     loaded = load_model(model)
@@ -252,6 +272,10 @@ def _page(model: str, recipe: str, budget: str | None, image: Path | None, seed:
     """Show the demo as a page until interrupted."""
     if budget is not None:
         raise typer.BadParameter("choose it on the page", param_hint="--budget")
+    from .. import web as pages
+    from ..loading import load_model
+    from ..recipe import load
+
     pages.need()
     load(recipe)
     page = pages.build(load_model(model), recipe, image, seed)
@@ -268,14 +292,16 @@ OPEN_QUESTIONS = {
 }
 
 
-@torch.inference_mode()
 def _prefill(loaded: Loaded, inputs: dict[str, Any]) -> float:
     """Milliseconds of one prefill, synchronised on a GPU."""
+    import torch
+
     sync: Callable[[], object] = torch.cuda.synchronize if loaded.model.device.type == "cuda" else lambda: None
-    sync()
-    start = time.perf_counter()
-    loaded.model(**inputs, logits_to_keep=1)
-    sync()
+    with torch.inference_mode():
+        sync()
+        start = time.perf_counter()
+        loaded.model(**inputs, logits_to_keep=1)
+        sync()
     return 1000 * (time.perf_counter() - start)
 
 
@@ -291,6 +317,8 @@ def interleaved(run: Callable[[], float], pruning: Pruning, pairs: int = 9) -> t
 
 def side_by_side(left: Image.Image, right: Image.Image, height: int = 384) -> Image.Image:
     """Two pictures of one height next to each other."""
+    from PIL import Image
+
     parts = [
         p.convert("RGB").resize((p.width * height // p.height, height), Image.Resampling.NEAREST) for p in (left, right)
     ]
