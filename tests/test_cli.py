@@ -231,7 +231,7 @@ class Stub:
 def test_overlays_and_reports_of_every_family(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, kinds: str
 ) -> None:
-    monkeypatch.setattr(commands, "load_model", lambda *_: Stub(family))
+    monkeypatch.setattr("tokenprune.loading.load_model", lambda *_: Stub(family))
     folder, still = tmp_path / "video", tmp_path / "still.png"
     folder.mkdir()
     SCENE.picture.resize((96, 64)).save(still)

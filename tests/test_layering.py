@@ -16,7 +16,7 @@ LEVELS = [
     | {"report", "overlay", "page"},
     {"api", "media", "loading", "pico"},
     {"bench", "sweep", "shapes", "evaluation", "web", "demo", "contract"},
-    {"cli", "__init__"},
+    {"cli", "__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

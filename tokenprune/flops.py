@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import TokenpruneError, UnknownNameError, UnsupportedModelError
-from .registry import registry
 
 MIB = 2**20
 
@@ -49,6 +48,8 @@ class Geometry:
     @classmethod
     def of(cls, config: Any) -> Geometry:
         """From a transformers config."""
+        from .registry import registry  # which imports torch: formulas, and help texts that name shapes, need none
+
         text = config.get_text_config()
         vision, tower = getattr(config, "vision_config", None), None
         with suppress(UnsupportedModelError):

@@ -4,10 +4,15 @@ group `tokenprune` of its distribution."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer, TowerScorer
+if TYPE_CHECKING:  # the command line's help names the kinds, without torch
+    from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer, TowerScorer
+
+KINDS = ("scorer", "scheduler", "adapter", "merger", "calibration", "recipe")
+"""What there is a hook for, each named after the plural."""
 
 hookspec = pluggy.HookspecMarker("tokenprune")
 hookimpl = pluggy.HookimplMarker("tokenprune")

@@ -15,7 +15,6 @@ from PIL import Image
 from .errors import TokenpruneError
 
 PICO = Path(__file__).parent / "pico" / "tokenprune-pico"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import pluggy
 
 from . import hookspecs
 from .errors import RegistryError, UnknownNameError, UnsupportedModelError
+from .hookspecs import KINDS
 from .interfaces import Adapter, Scheduler, Scorer, TowerScorer
 
 DISTRIBUTION = "tokenprune-mllm"
 GROUP = "tokenprune"
-KINDS = ("scorer", "scheduler", "adapter", "merger", "calibration", "recipe")
 
 
 @dataclass(frozen=True)

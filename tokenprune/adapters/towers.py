@@ -10,7 +10,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.vision_utils import get_vision_window_index
 
 from ..errors import UnsupportedModelError
 from ..interfaces import BlockRun, Call, TowerAdapter
@@ -160,6 +159,8 @@ class WindowTower(TowerAdapter):
         return torch.arange(rows).reshape(projected[0], -1)
 
     def places(self, tower: Any, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
+        from transformers.vision_utils import get_vision_window_index  # recipes are read and explained without it
+
         grids, size = _grids(call), tower.spatial_merge_size
         order, _ = get_vision_window_index(grids, size, tower.window_size, tower.patch_size, kwargs=dict(call[1]))
         frames = [grid for t, *grid in grids.tolist() for _ in range(t)]

@@ -1,11 +1,17 @@
-"""The `tokenprune` command. Exit codes: 0, 1 for a run that failed, 2 for bad usage."""
+"""The `tokenprune` command. Exit codes: 0, 1 for a run that failed, 2 for bad usage, 130 after Ctrl-C.
+
+Modules of commands import torch, and all of tokenprune that does, inside their functions: help, completion and what is
+mistyped are answered at once.
+"""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
 from . import analyse, catalog, create, evaluate, measure, run
 from . import demo as showing
@@ -26,8 +32,17 @@ app.command("eval")(evaluate.evaluate)
 app.command("new-plugin")(create.new_plugin)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tokenprune {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print it.", is_eager=True, callback=_version)] = False,
+) -> None:
     """Visual token pruning for multimodal LLMs on stock transformers."""
 
 

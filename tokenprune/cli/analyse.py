@@ -9,29 +9,25 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 import yaml
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
-from torch import Tensor
 
 from .. import files
-from ..analysis import ecl, plots
-from ..analysis import horizon as horizons
-from ..analysis import profile as profiles
-from ..api import Pruning, prune
 from ..errors import LayerError, MediaError
-from ..interfaces import Adapter
-from ..loading import Loaded, load_model
-from ..media import pictures, read_image
-from ..pico import scenes
-from ..recipe import load
-from ..registry import registry
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..api import Pruning
+    from ..interfaces import Adapter
+    from ..loading import Loaded
 
 OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of the results; a killed run goes on there.")]
 LayersOption = Annotated[str | None, typer.Option(help="Such as 1,2,16.", show_default=False)]
@@ -55,6 +51,15 @@ def profile(
     device: DeviceOption = None,
 ) -> None:
     """Entropy of visual tokens by layer, spectra of some `--layers`, and the collapse layer with its stability."""
+    from ..analysis import ecl, plots
+    from ..analysis import profile as profiles
+    from ..api import prune
+    from ..loading import load_model
+    from ..media import read_image
+    from ..pico import scenes
+    from ..recipe import load
+    from ..registry import registry
+
     shown = _pictures(data, limit, seed)
     if recipe is not None and load(recipe).decoder:
         raise typer.BadParameter(
@@ -133,6 +138,12 @@ def horizon(
     """Information of windows of visual tokens by layer (arXiv 2512.07580), and the layer where it vanishes."""
     if task != "pico":
         raise typer.BadParameter(f"expected pico, got {task}", param_hint="--task")
+    from ..analysis import horizon as horizons
+    from ..analysis import plots
+    from ..loading import load_model
+    from ..pico import scenes
+    from ..registry import registry
+
     plots.need()
     loaded = load_model(model, attn, _dtype(dtype), device)
     adapter = registry().adapter(loaded.model.config)
@@ -220,6 +231,9 @@ def _print(found: dict[str, Any], oracle: dict[str, Any] | None, layers: list[in
 
 def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[int], title: str) -> bytes:
     """The first scene's questions, in up to eight layers."""
+    from ..analysis import horizon as horizons
+    from ..analysis import plots
+
     few = sorted({round(i * (len(layers) - 1) / 7) for i in range(8)})
     first = [(key, scene, question) for key, scene, question in asked if key.startswith("0/")]
     parts = [(f"{q.kind}: {q.answer}", scene.picture, horizons.information(rows[key])[few]) for key, scene, q in first]
@@ -228,6 +242,10 @@ def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[i
 
 def _settings(command: str, loaded: Loaded, adapter: Adapter) -> dict[str, Any]:
     """What rows of any command depend on."""
+    import torch
+
+    from ..analysis import ecl
+
     config = loaded.model.config
     return {
         "command": command,
@@ -245,6 +263,8 @@ def _pictures(data: str, limit: int, seed: int) -> dict[str, Path | None]:
     """Keys of the pictures to show, with their files; a seed orders a folder the same whatever else is in it."""
     if data == "pico":
         return {str(i): None for i in range(limit)}
+    from ..media import pictures
+
     folder = Path(data)
     if not folder.is_dir():
         raise MediaError(f"expected --data pico or a folder of pictures, got {data}, which is no folder")
@@ -262,6 +282,8 @@ def _layers(text: str | None, low: int, high: int) -> list[int] | None:
     return sorted({int(part) for part in parts})
 
 
-@torch.inference_mode()
 def _prefill(loaded: Loaded, inputs: dict[str, torch.Tensor]) -> None:
-    loaded.model(**inputs, logits_to_keep=1, use_cache=False)
+    import torch
+
+    with torch.inference_mode():
+        loaded.model(**inputs, logits_to_keep=1, use_cache=False)

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -17,14 +17,14 @@ from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
-from ..analysis import ecl as layers
-from ..budget import read
 from ..errors import LayerError, TokenpruneError, UnknownNameError
 from ..flops import SHAPES, geometry, visual_tokens
-from ..prompt import plan_whole
-from ..recipe import Recipe, load, presets, source
-from ..registry import KINDS, Entry, registry
-from ..values import Budget
+from ..hookspecs import KINDS
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..registry import Entry
+    from ..values import Budget
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe name, name@preset, or a YAML file.")]
 OverridesArgument = Annotated[
@@ -54,11 +54,13 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List what is registered and where it comes from; `ls recipes`: what each keeps and costs on a model shape."""
-    known = registry()
     if kind is not None and kind not in PLURALS:
         raise UnknownNameError("kind of part", kind, PLURALS)
     if kind != "recipes" and (shape, text, visual, ecl, budget) != (SHAPE, TEXT, None, None, None):
         raise typer.BadParameter("shapes, tokens and budgets are for the table of `tokenprune ls recipes`")
+    from ..budget import read
+    from ..registry import registry
+
     if kind == "recipes":
         wanted = read(budget) if budget is not None else None
         _ls_recipes(shape, visual or visual_tokens(shape), text, ecl, wanted, as_json)
@@ -69,13 +71,16 @@ def ls(
             return
         for plural, rows in found.items():
             _print_rows(plural, rows)
-    for plugin in known.broken:
+    for plugin in registry().broken:
         console = Console(stderr=as_json)
         console.print(f"[red]skipped[/red] the broken plugin {plugin.distribution}: {plugin.reason}")
 
 
 def _rows(kind: str) -> list[dict[str, str]]:
     """Everything registered of a kind."""
+    from ..recipe import source
+    from ..registry import registry
+
     rows = []
     for entry in registry().entries[kind].values():
         if kind == "recipe":
@@ -102,6 +107,9 @@ def _print_rows(title: str, rows: list[dict[str, str]]) -> None:
 
 def _ls_recipes(shape: str, visual: int, text: int, ecl: int | None, budget: Budget | None, as_json: bool) -> None:
     """Every recipe and preset side by side."""
+    from ..recipe import load, presets
+    from ..registry import registry
+
     sizes, rows = geometry(shape), []
     for name in registry().entries["recipe"]:
         for full in [name, *(f"{name}@{preset}" for preset in presets(name))]:
@@ -145,6 +153,8 @@ def _summary(thing: Any) -> str:
 
 def show(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     """Print a recipe's file, or with overrides what it becomes."""
+    from ..recipe import load, source
+
     built = load(recipe, *(overrides or []))
     if overrides or "@" in recipe:
         text = yaml.safe_dump(
@@ -160,6 +170,8 @@ def show(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 def _plain(work: Any) -> dict[str, Any]:
     """A pass as YAML settings."""
+    from ..registry import registry
+
     named: dict[str, Any] = {}
     for key, kind in (("scorer", "scorer"), ("schedule", "scheduler")):
         part = getattr(work, key)
@@ -170,6 +182,8 @@ def _plain(work: Any) -> dict[str, Any]:
 
 def check(recipes: Annotated[list[str], typer.Argument(help="Recipe names or YAML files.")]) -> None:
     """Check recipes and say everything that is wrong with all of them at once; warn of names that promise too much."""
+    from ..recipe import load, presets
+
     failed = 0
     for name in recipes:
         try:
@@ -217,6 +231,9 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a recipe does to a model of some shape, without its weights: plan, FLOPs share, KV MiB (fp16)."""
+    from ..budget import read
+    from ..recipe import load
+
     wanted = read(budget) if budget is not None else None
     built, sizes, visual = load(recipe, *(overrides or [])), geometry(shape), visual or visual_tokens(shape)
     result = _cost(built, shape, visual, text, ecl, wanted)
@@ -244,6 +261,9 @@ def _cost(
     recipe: Recipe, shape: str, visual: int, text: int = TEXT, ecl: int | None = None, budget: Budget | None = None
 ) -> dict[str, Any]:
     """Plan, average over the layers, FLOPs share and KV MiB (fp16) of one prompt. Raises LayerError, BudgetError."""
+    from ..analysis import ecl as layers
+    from ..prompt import plan_whole
+
     sizes = geometry(shape)
     ecl = ecl or layers.shipped(shape, sizes.depth)
     if ecl is None and any(work.schedule.needs_ecl for work in recipe.decoder):

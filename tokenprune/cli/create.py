@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from ..errors import TokenpruneError
-from ..registry import registry
 
 FILES = {
     "pyproject.toml": """\
@@ -140,6 +139,8 @@ def new_plugin(
         raise typer.BadParameter(
             f"expected up to 40 lowercase letters, digits and single hyphens, a letter first (loud), got {name!r}"
         )
+    from ..registry import registry
+
     entries = [entry for found in registry().entries.values() for entry in found.values()]
     for entry in entries:
         if (entry.kind, entry.name) == ("scorer", name) or entry.distribution == f"tokenprune-{name}":

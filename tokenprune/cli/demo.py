@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from .catalog import BudgetOption, _spell
+from .tables import say, show
 
 if TYPE_CHECKING:
     from ..demo import Side
@@ -69,18 +66,18 @@ def demo(
     for kind, question in asked.items():
         _answers(sides, kind, question, truths.get(kind))
     _costs(sides, "visual tokens as an average over the layers, and the prefill")
-    console = Console(highlight=False, markup=False, soft_wrap=False)
-    console.print(_entropy(demos.entropies(loaded, inputs)))
-    console.print(
-        "Which layer, which normalisation and which end of the scores is the model's to decide; `tokenprune sweep` "
-        "finds out in one command."
+    say(_entropy(demos.entropies(loaded, inputs)))
+    say(
+        "Which layer, which normalisation and which end of the scores is the model's to decide. One command finds out:"
+        "\n  tokenprune sweep -r entropyprune prune.0.scorer.normalize=rows,none \\"
+        "\n    prune.0.scorer.prefer=high,low prune.0.schedule.layer=1,2 --budget 1/3"
     )
     pruning.report(output / "report.html", [picture], inputs)
-    console.print(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
+    say(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
     if any(side.measured.plan for side in sides):
         panels = [(side.left, f"{side.name}\n{list(side.answers.values())[-1]}") for side in sides]
         demos.sheet(panels).save(output / "overlay.png")
-        console.print(f"what survived of the picture: {output / 'overlay.png'}")
+        say(f"what survived of the picture: {output / 'overlay.png'}")
 
 
 def _answers(sides: Sequence[Side], kind: str, question: str, truth: str | None) -> None:
@@ -89,7 +86,8 @@ def _answers(sides: Sequence[Side], kind: str, question: str, truth: str | None)
         answer, kept = side.answers[kind], _spell({str(layer): left for layer, left in side.measured.plan.items()})
         rows.append([side.name, kept, answer, "" if truth is None else "yes" if answer == truth else "NO"])
     told = "" if truth is None else f" ({truth})"
-    _print(["recipe", "tokens kept from layer L on", "answer", "right"], rows, f"{kind}: {question}{told}")
+    header = ["recipe", "tokens kept from layer L on", "answer", "right"]
+    show(f"{kind}: {question}{told}", header, rows, words=header[1:3])
 
 
 def _costs(sides: Sequence[Side], title: str) -> None:
@@ -104,7 +102,7 @@ def _costs(sides: Sequence[Side], title: str) -> None:
         ]
         for side in sides
     ]
-    _print(["recipe", "tokens", "KV MiB", "FLOPs", "prefill ms", "speed-up"], rows, title)
+    show(title, ["recipe", "tokens", "KV MiB", "FLOPs", "prefill ms", "speed-up"], rows)
 
 
 def _entropy(entropies: Sequence[float]) -> str:
@@ -119,13 +117,6 @@ def _entropy(entropies: Sequence[float]) -> str:
         f"{found.depth} layers and does not collapse (its steepest drop: {found.drop:.2f} nats after layer "
         f"{found.layer}), so the paper's rule for the layer has nothing to hold on to here."
     )
-
-
-def _print(header: list[str], rows: list[list[str]], title: str) -> None:
-    table = Table(*header, title=title, title_justify="left", box=SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _page(

@@ -6,10 +6,8 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-import transformers
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,18 +15,16 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from .. import bench as benches
-from .. import shapes
-from .. import sweep as sweeps
-from ..analysis import plots
-from ..budget import read
 from ..errors import UnknownNameError
-from ..loading import load_model
-from ..media import read_image
-from ..pico import scenes
-from ..pico.task import Task
+from ..flops import SHAPES
 from .catalog import BudgetOption
 from .run import AttnOption, DeviceOption, DtypeOption, _dtype
+
+if TYPE_CHECKING:
+    import torch
+
+    from .. import sweep as sweeps
+    from ..pico.task import Task
 
 OutputOption = Annotated[Path, typer.Option(help="Folder for what is measured.")]
 RecipesOption = Annotated[list[str], typer.Option("--recipe", "-r", help="A recipe; repeatable.")]
@@ -46,7 +42,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option(min=2, help="Length of the answer.")] = 16,
     output: OutputOption = Path("bench"),
     random_init: Annotated[
-        str | None, typer.Option(help=f"Random weights instead of a model: {', '.join(shapes.NAMES)}.")
+        str | None, typer.Option(help=f"Random weights instead of a model: {', '.join(SHAPES)}.")
     ] = None,
     scale: Annotated[str, typer.Option(help="Share of that shape's width and depth, such as 1/8.")] = "1",
     text: Annotated[int, typer.Option(min=2, help="Text tokens of the prompt with --random-init.")] = 60,
@@ -60,6 +56,16 @@ def bench(
     """Time, memory and FLOPs of one prompt without and with pruning, in turn: tower, prefill, decode."""
     if (model is None) == (random_init is None):
         raise typer.BadParameter("give a model or --random-init SHAPE, one of them", param_hint="MODEL")
+    import torch
+
+    from .. import bench as benches
+    from .. import shapes
+    from ..analysis import plots
+    from ..budget import read
+    from ..loading import load_model
+    from ..media import read_image
+    from ..pico import scenes
+
     wanted = read(budget) if budget is not None else None
     plots.need()
     lm: Any
@@ -96,11 +102,16 @@ def bench(
 
 
 def _torch_dtype(dtype: str) -> torch.dtype:
+    import torch
+
     return torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What numbers of time depend on."""
+    import torch
+    import transformers
+
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU of {os.cpu_count()} cores",
@@ -130,6 +141,12 @@ def sweep(
     """Accuracy, tokens and FLOPs of every combination of recipes, settings and budgets; a second run goes on."""
     if task not in TASKS:
         raise UnknownNameError("task", task, TASKS)
+    from .. import sweep as sweeps
+    from ..analysis import plots
+    from ..budget import read
+    from ..loading import load_model
+    from ..pico.task import Task
+
     wanted = sweeps.combinations(recipe, settings or [], budget)
     plots.need()
     loaded = load_model(model, attn, _dtype(dtype), device)

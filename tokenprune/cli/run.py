@@ -7,30 +7,25 @@ import statistics
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 import yaml
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from ..analysis import ecl as layers
-from ..analysis.profile import stability
-from ..api import prune
-from ..budget import read
 from ..errors import TokenpruneError, UnknownNameError
 from ..files import write
-from ..interfaces import Calibration
-from ..loading import DTYPES, load_model
-from ..media import pictures, read_image, read_video, save
-from ..overlay import Shown
-from ..pico import scenes
-from ..recipe import Recipe, load
-from ..registry import registry
-from ..values import Budget
 from .catalog import BudgetOption, OverridesArgument
+from .tables import say, show
+
+if TYPE_CHECKING:
+    from ..interfaces import Calibration
+    from ..overlay import Shown
+    from ..recipe import Recipe
+    from ..values import Budget
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or pico (the bundled model).")]
 AttnOption = Annotated[str | None, typer.Option("--attn", help="Attention implementation, e.g. flash_attention_2.")]
@@ -50,6 +45,9 @@ def chosen(recipe: str | None, overrides: list[str] | None, budget: str | None) 
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
     if budget is not None and recipe is None:
         raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
+    from ..budget import read
+    from ..recipe import load
+
     built = load(recipe, *(overrides or [])) if recipe else None
     return built, read(budget) if budget is not None else None
 
@@ -86,6 +84,10 @@ def generate(
         raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
     if report is not None and not recipe:
         raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
+    from ..api import prune
+    from ..loading import load_model
+    from ..media import read_image, read_video, save
+
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -121,6 +123,15 @@ def calibrate(
 
     With a method, fit its recipe to the model instead, and print it: `--output mine.yaml` makes it `-r mine.yaml`.
     """
+    import numpy as np
+
+    from ..analysis import ecl as layers
+    from ..analysis.profile import stability
+    from ..loading import load_model
+    from ..media import pictures, read_image
+    from ..pico import scenes
+    from ..registry import registry
+
     fit = None if method == "ecl" else _calibration(method)
     given = _given(method, fit, settings or [])
     if images is None and model != "pico":
@@ -151,18 +162,18 @@ def calibrate(
         profiles.append(layers.layer_entropies(adapter, decoder, visual, partial(loaded.model, **inputs)))
     means = [statistics.fmean(values) for values in zip(*profiles, strict=True)]
     found = layers.collapse(means)
-    table = Table("block", "entropy (nats)", "drop to the next", title=f"{len(shown)} pictures", title_justify="left")
+    rows = []
     for block, entropy in enumerate(means, start=1):
         drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
         mark = f" <- {'ECL' if found.found else 'steepest'}" if block == found.layer else ""
-        table.add_row(f"{block}{mark}", f"{entropy:.4f}", drop)
-    Console().print(table)
+        rows.append([f"{block}{mark}", f"{entropy:.4f}", drop])
+    show(f"{len(shown)} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
     stable = stability(np.array(profiles), seed=0)["ecl"]
-    print(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}")
+    say(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}")
     path = layers.remember(loaded.model, adapter, means)
     shipped = layers.shipped(str(loaded.model.config._name_or_path), len(means))
     instead = "" if shipped is None else f"; for these weights it takes the place of the shipped layer {shipped}"
-    print(
+    say(
         f"remembered in {path}{instead}"
         if path
         else "not remembered: the cache is not writable, or the weights are offloaded"
@@ -173,6 +184,8 @@ def calibrate(
 
 
 def _calibration(method: str) -> Calibration:
+    from ..registry import registry
+
     known = registry().entries["calibration"]
     if method not in known:
         raise UnknownNameError("calibration", method, ["ecl", *known])

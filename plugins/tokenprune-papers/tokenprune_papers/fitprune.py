@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenprune import Scorer, Seen, prune
+import tokenprune
+from tokenprune import Scorer, Seen
 from tokenprune.flops import Geometry
 from tokenprune.schedules import Fixed
 
@@ -64,7 +65,7 @@ def calibrate(model: nn.Module, prompts: Iterable[Mapping[str, Any]], reduction:
     for inputs in prompts:
         watch = _Watch()
         for layer in range(1, sizes.depth):
-            with prune(model, {"prune": [{"scorer": watch, "schedule": Fixed(layer, keep=0)}]}):
+            with tokenprune.prune(model, {"prune": [{"scorer": watch, "schedule": Fixed(layer, keep=0)}]}):
                 model(**inputs, use_cache=False)
         samples.append(watch.found)
     if not samples or not all(samples):

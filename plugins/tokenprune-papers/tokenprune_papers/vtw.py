@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenprune import prune
+import tokenprune
 from tokenprune.flops import Geometry
 
 
@@ -29,7 +29,7 @@ def calibrate(
         full = _next_token(model, inputs)
         kl = []
         for layer in range(first, depth):
-            with prune(model, _withdraw(layer)):
+            with tokenprune.prune(model, _withdraw(layer)):
                 withdrawn = _next_token(model, inputs)
             kl.append((withdrawn.exp() * (withdrawn - full)).sum(-1).mean())
         runs.append(torch.stack(kl).cpu())
