@@ -22,7 +22,7 @@ from tokenprune.registry import DISTRIBUTION, KINDS, Entry, registry
 
 ROOT = Path(__file__).parent.parent
 NEXT = ("640", "320", "160")  # presets of LLaVA-NeXT's tiles, which mean nothing on SHAPE
-PAGES = ("README.md", "docs/recipes.md", "docs/reference.md", "docs/cli.md")
+PAGES = ("docs/recipes.md", "docs/reference.md", "docs/cli.md")
 
 
 def blocks() -> dict[str, str]:

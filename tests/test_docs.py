@@ -18,7 +18,7 @@ from PIL import Image
 import tokenprune.errors as errors
 from tokenprune import demo, hookspecs
 from tokenprune.cli import app, main
-from tokenprune.loading import PICO
+from tokenprune.loading import PICO, load_model
 from tokenprune.pico import scenes
 from tokenprune.recipe import load, presets, registered, source
 from tokenprune.registry import KINDS, registry
@@ -29,6 +29,7 @@ REFERENCE = (DOCS / "reference.md").read_text()
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 PARTS = [(kind, name) for kind in KINDS for name in registry().entries[kind] if kind != "recipe"]
+YOURS = "# model, inputs: your own"  # the first line of a block that starts with a model and a prompt for it
 NOT_RUN = "# not run by the tests: "  # the first line of a block, followed by the reason
 HUB = re.compile(r"\b(llava-hf|Qwen)/[\w.-]+|\bMODEL\b")  # the bundled model takes their place
 
@@ -152,10 +153,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_python_in_the_docs_runs(where: str, code: str, desk: Path) -> None:
     """On the bundled model."""
     (desk / "block.py").write_text(HUB.sub(str(PICO), code))
+    given: dict[str, Any] = {}
+    if code.startswith(YOURS):
+        pico = load_model("pico")
+        given = {"model": pico.model, "inputs": pico.inputs("read the digits", [next(scenes.held_out(0)).picture])}
     if code.startswith(NOT_RUN):
         compile(code, where, "exec")
     else:
-        assert "__file__" in runpy.run_path("block.py")
+        assert "__file__" in runpy.run_path("block.py", given)
 
 
 SMALLER = {  # the same commands on fewer questions
@@ -185,6 +190,8 @@ def run(line: str) -> None:
         assert (done.value.code or 0) == (1 if words[1] == "eval" else 0), line
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M), line
+    elif words == ["source", ".venv/bin/activate"]:
+        assert re.search(r"^VENV := \.venv$", (ROOT / "Makefile").read_text(), flags=re.M)
     elif words[:2] == ["pip", "install"]:
         for wanted in words[2:]:
             extra = re.fullmatch(r"tokenprune-mllm\[(\w+)\]", wanted)

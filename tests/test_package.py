@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -30,6 +31,20 @@ def test_every_recipe_and_the_model_ship(wheel: Path) -> None:
         assert f"tokenprune/{path.relative_to(ROOT)}" in names
     assert "tokenprune/pico/tokenprune-pico/model.safetensors" in names
     assert "tokenprune/py.typed" in names
+
+
+def test_the_package_page_links_to_nothing_that_is_not_there(wheel: Path) -> None:
+    """The README as metadata: its code and words unchanged, links to files of the checkout taken out."""
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        page = archive.read(metadata).decode().partition("\n\n")[2]
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"\]\((?!https?:)", readme)
+    assert not re.findall(r"\]\((?!https?:)", page)
+    assert re.findall(r"\]\(https?:[^)]*\)", page) == re.findall(r"\]\(https?:[^)]*\)", readme)
+    blocks = re.findall(r"```.*?```", readme, flags=re.S)
+    assert len(blocks) > 3
+    assert re.findall(r"```.*?```", page, flags=re.S) == blocks
 
 
 def test_an_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
