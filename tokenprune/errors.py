@@ -33,7 +33,7 @@ class UnknownNameError(TokenpruneError):
 
 
 class RegistryError(TokenpruneError):
-    """Two plugins register the same name."""
+    """A name that several plugins register was asked for: nobody has it."""
 
 
 class LayerError(TokenpruneError):

@@ -66,12 +66,11 @@ def ls(
         found = {plural: _rows(one) for plural, one in PLURALS.items() if kind in (None, plural)}
         if as_json:
             print(json.dumps(found))
-            return
-        for plural, rows in found.items():
+        for plural, rows in found.items() if not as_json else ():
             _print_rows(plural, rows)
     for plugin in known.broken:
         console = Console(stderr=as_json)
-        console.print(f"[red]skipped[/red] the broken plugin {plugin.distribution}: {plugin.reason}")
+        console.print(f"[red]skipped[/red] {escape(str(plugin))}")
 
 
 def _rows(kind: str) -> list[dict[str, str]]:

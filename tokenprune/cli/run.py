@@ -171,10 +171,11 @@ def calibrate(
 
 
 def _calibration(method: str) -> Calibration:
-    known = registry().entries["calibration"]
-    if method not in known:
-        raise UnknownNameError("calibration", method, ["ecl", *known])
-    return known[method].thing
+    found = registry()
+    if method not in found.entries["calibration"] and method not in found.contested["calibration"]:
+        raise UnknownNameError("calibration", method, ["ecl", *found.entries["calibration"]])
+    fit: Calibration = found.get("calibration", method)
+    return fit
 
 
 def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, Any]:
