@@ -252,8 +252,8 @@ def _beyond(content: Any, key: str) -> str | None:
     for step in re.findall(r"[^.\[\]]+", key):
         if isinstance(content, (list, tuple)):
             if not step.isdecimal() or int(step) >= len(content):
-                there = ", ".join(f"{path}.{i}" for i in range(len(content))) or "none"
-                return f"there is no {path}.{step}: there {'is' if len(content) == 1 else 'are'} {there}"
+                last = f" to {path}.{len(content) - 1}" if len(content) > 1 else ""
+                return f"there is no {path}.{step}, only {path}.0{last}"
             content = content[int(step)]
         elif isinstance(content, Mapping):
             content = content.get(step)

@@ -75,7 +75,7 @@ class Registry:
         return f"{kind} {thing.__name__!r} of module {thing.__module__}"
 
     def adapter(self, config: Any) -> Adapter:
-        """The adapter for `config.model_type`. Raises UnsupportedModelError, RegistryError if several plugins have one."""
+        """The adapter for `config.model_type`. Raises UnsupportedModelError; RegistryError if plugins have several."""
         model_type = getattr(config, "model_type", None)
         found = [entry for entry in self.entries["adapter"].values() if model_type in entry.thing.model_types]
         ours = [entry for entry in found if entry.distribution == DISTRIBUTION]

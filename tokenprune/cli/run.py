@@ -90,6 +90,14 @@ def generate(
         raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
     if report is not None and not recipe:
         raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
+    if not (image or video):
+        if recipe:
+            raise typer.BadParameter(
+                "a recipe drops tokens of pictures and videos, and none is given: add --image FILE or --video FILE, or "
+                "leave the recipe out",
+                param_hint="--recipe",
+            )
+        print("no --image and no --video was given: the model gets the question alone", file=sys.stderr)
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -101,6 +109,9 @@ def generate(
         print(loaded.answer(inputs, max_new_tokens))
     shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
     print(pruning.report(), file=sys.stderr)
+    if pruning.state is not None and not pruning.state.stages:
+        count = pruning.state.counts[0]
+        print(f"nothing was dropped: {built.name} keeps all {count} visual tokens of this prompt", file=sys.stderr)
     if report is not None:
         pruning.report(report, shown, inputs)
     if overlay is not None:
