@@ -48,8 +48,8 @@ def test_overrides_of_passes_that_are_not_there(name: str, line: str, said: str)
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("keep", "expected a number of tokens such as 192, or a share of them from 0 to 1 such as 0.25 or 1/3"),
-        ("layer", "expected a number of blocks such as 2, or a share of them such as 16/32"),
+        ("keep", "a budget is a number of tokens such as 192, or a share of them from 0 to 1 such as 0.25 or 1/3"),
+        ("layer", "a layer is a number of blocks such as 2, or a share of them such as 16/32"),
     ],
 )
 def test_words_for_numbers(setting: str, said: str) -> None:
