@@ -40,7 +40,9 @@ def check_layer(layer: Layer) -> None:
     """Raise ValueError unless `layer` is a count >= 0 or a fraction in [0, 1)."""
     if isinstance(layer, str):
         if not _FRACTION.fullmatch(layer):
-            raise ValueError(f"a layer is a number of blocks such as 2, or a share of them such as 16/32, got {layer!r}")
+            raise ValueError(
+                f"a layer is a number of blocks such as 2, or a share of them such as 16/32, got {layer!r}"
+            )
         if fraction(layer) >= 1:
             raise ValueError(f"layer {layer!r} lies beyond the last block: use a fraction below 1")
     elif layer < 0:
