@@ -194,12 +194,11 @@ def run(line: str) -> None:
         assert re.search(r"^VENV := \.venv$", (ROOT / "Makefile").read_text(), flags=re.M)
     elif words[:2] == ["pip", "install"]:
         for wanted in words[2:]:
-            extra = re.fullmatch(r"tokenprune-mllm\[(\w+)\]", wanted)
-            known = (
-                re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), flags=re.M) if extra else None
-            )
+            extra = re.fullmatch(r"\.\[(\w+)\]", wanted)
+            if extra:
+                assert re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), flags=re.M), line
             project = Path(wanted.split("[")[0]) / "pyproject.toml"
-            assert known or wanted == "-e" or project.exists() or (ROOT / project).exists(), line
+            assert wanted == "-e" or project.exists() or (ROOT / project).exists(), line
     else:
         assert words[0] == "python", f"{line}: mark the block with {NOT_RUN!r}"
         assert (ROOT / words[1]).exists(), line

@@ -103,7 +103,7 @@ def test_without_lmms_eval_one_sentence_says_what_to_install(
     code, _, err = run(capsys, "pico", "--tasks", "pope", "--output", str(tmp_path))
     assert code == 1
     assert len(err.strip().splitlines()) == 1
-    assert 'pip install "tokenprune-mllm[eval]"' in err
+    assert 'in a checkout of tokenprune, pip install -e ".[eval]"' in err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tokenprune.errors import install
+
 ROOT = Path(__file__).parent.parent
+PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
 TOP_LEVEL = {
     "pyproject.toml", "tokenprune", "plugins", "configs", "tests", "docs", "benchmarks", "README.md", "LICENSE",
     "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml", "CITATION.cff",
@@ -68,6 +71,64 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert "average 127." in done.stdout
+
+
+THIRD_PARTY = {"av", "flash-attn", "gradio", "lmms-eval", "matplotlib", "pre-commit"}
+"""Names that a message or a page may tell to install from an index: others' projects that are known to be there."""
+
+
+def told_to_install(text: str) -> list[str]:
+    """What `pip install` stands before, up to the end of the command: names, and paths after -e or with a slash."""
+    found = []
+    for rest in re.findall(r"pip install((?:[^`)&;#\n]|\\\n)*)", text):
+        words = re.findall(r"[^\s\"'\\,]+", rest)
+        for before, word in zip(["", *words], words, strict=False):
+            if not word.startswith("-") and before not in ("-e", "-r", "-c") and not re.match(r"[./{]|\w+/", word):
+                found.append(re.split(r"[\[<>=.:]", word)[0])
+    return found
+
+
+def test_the_test_sees_names_and_paths() -> None:
+    assert told_to_install('`pip install "tokenprune-mllm[eval]"` brings it') == ["tokenprune-mllm"]
+    assert told_to_install("needs it: pip install av, matplotlib>=3") == ["av", "matplotlib"]
+    assert told_to_install("$ pip install -e . && pip install -e plugins/x tokenprune  # a comment") == ["tokenprune"]
+    assert told_to_install("pip install . -r a.txt plugins/tokenprune-papers './x[test]' -e 'y[z]' --quiet") == []
+
+
+def test_nobody_is_told_to_install_a_name_that_is_not_ours() -> None:
+    """Whoever registers it first on an index would be installed. From a checkout everything comes by its path."""
+    shown = (".py", ".md", ".toml", ".yaml", ".ipynb", ".cff")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    pages = [ROOT / name for name in tracked.splitlines() if name.endswith(shown) and not name.startswith("tests/")]
+    told = {path: told_to_install(path.read_text()) for path in pages if path.is_file()}
+    assert sum(map(len, told.values())) > 2
+    assert {path.name: names for path, names in told.items() if set(names) - THIRD_PARTY} == {}
+
+
+@pytest.mark.parametrize("project", [ROOT, *PLUGINS], ids=lambda path: path.name)
+def test_no_extra_and_no_dependency_is_a_name_that_is_not_ours(project: Path) -> None:
+    text = re.sub(r"#.*", "", (project / "pyproject.toml").read_text())
+    sections = [part for part in re.split(r"^\[", text, flags=re.M) if re.match(r"project(\.optional-.*)?\]\n", part)]
+    lines = [line for part in sections for line in part.splitlines() if not re.match("name|description", line)]
+    wanted = re.findall(r'"([\w-]+)', "\n".join(lines))
+    assert ("torch" in wanted) == (project == ROOT)
+    assert not [name for name in wanted if name.startswith("tokenprune")]
+
+
+def test_messages_say_how_to_get_an_extra_that_there_is() -> None:
+    extras = re.search(
+        r"^\[project.optional-dependencies\]\n(.*?)\n\[", (ROOT / "pyproject.toml").read_text(), re.M | re.S
+    )
+    assert extras is not None
+    known = set(re.findall(r"^(\w+) = \[", extras[1], flags=re.M))
+    asked = [name for path in sorted((ROOT / "tokenprune").rglob("*.py")) for name in asked_extras(path)]
+    assert set(asked) <= known
+    assert {"eval", "demo"} <= set(asked)
+    assert install("eval") == 'in a checkout of tokenprune, pip install -e ".[eval]"'
+
+
+def asked_extras(path: Path) -> list[str]:
+    return re.findall(r"\binstall\(['\"](\w+)['\"]\)", path.read_text())
 
 
 def test_the_top_level_is_tidy() -> None:

@@ -17,7 +17,9 @@ from families import FAMILIES, model
 import tokenprune
 from tokenprune import builtin, recipe
 from tokenprune.adapters.llava import LlavaAdapter
-from tokenprune.errors import RegistryError, UnknownNameError, UnsupportedModelError
+from tokenprune.cli import main
+from tokenprune.contract.cases import parameters
+from tokenprune.errors import RecipeError, RegistryError, UnknownNameError, UnsupportedModelError
 from tokenprune.registry import DISTRIBUTION, KINDS, registry
 from tokenprune.scorers.entropy import Entropy
 
@@ -259,17 +261,80 @@ def test_an_adapter_that_names_no_model_types_does_not_take_the_others_down(inst
 # -- the same name twice ---------------------------------------------------------------------------------------------
 
 
-def test_two_plugins_with_one_name_are_an_error_that_names_both(install: Install) -> None:
-    install("first-knorm", KNORM)
-    install("second-knorm", KNORM)
-    with pytest.raises(RegistryError, match="'knorm' is registered twice, by first-knorm and second-knorm"):
+@pytest.mark.parametrize("first", ["first-knorm", "second-knorm"])
+def test_what_two_plugins_want_is_an_error_for_those_who_ask(first: str, install: Install) -> None:
+    """And nobody has it, whoever was installed first; everything else of both works."""
+    second = {"first-knorm": "second-knorm", "second-knorm": "first-knorm"}[first]
+    for each in (first, second):
+        install(each, KNORM.replace('{"knorm": Knorm}', f'{{"knorm": Knorm, "{each}": Knorm}}'))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         registry()
+    twice = "the scorer name 'knorm' is registered twice, by first-knorm and second-knorm: uninstall all but one"
+    assert {"first-knorm", "second-knorm"} <= names("scorer")
+    assert "knorm" not in names("scorer")
+    check_builtins_are_there()
+    with pytest.raises(RegistryError, match=twice):
+        registry().get("scorer", "knorm")
+    schedule = {"name": "fixed", "layer": 1, "keep": 4}
+    with pytest.raises(RecipeError, match=rf"prune\.0\.scorer\.name: {twice}"):
+        recipe.load({"prune": [{"scorer": "knorm", "schedule": schedule}]})
+    recipe.load({"prune": [{"scorer": "first-knorm", "schedule": schedule}]})
+    assert {one.distribution for one in registry().broken} == {"first-knorm", "second-knorm"}
+    assert all(twice in str(one) for one in registry().broken)
+
+
+def test_three_plugins_with_one_name_are_all_named(install: Install) -> None:
+    for each in ("b", "c", "a"):
+        install(each, KNORM)
+    with pytest.raises(RegistryError, match="'knorm' is registered 3 times, by a, b and c"):
+        registry().get("scorer", "knorm")
 
 
 def test_a_plugin_cannot_replace_a_builtin(install: Install) -> None:
+    """Nor break what is built in: its name is left out, with a sentence that names both."""
     install("impostor", KNORM.replace('"knorm"', '"entropy"'))
-    with pytest.raises(RegistryError, match=f"'entropy' is registered twice, by {DISTRIBUTION} and impostor"):
+    with pytest.warns(UserWarning, match=f"leaves out the scorer name 'entropy' of impostor: .*{DISTRIBUTION}"):
         registry()
+    assert registry().get("scorer", "entropy") is Entropy
+    assert [(one.distribution, one.part) for one in registry().broken] == [("impostor", "scorer name 'entropy'")]
+    assert recipe.load("entropyprune").passes[0].scorer == Entropy()
+
+
+def test_taken_names_of_recipes_mergers_and_calibrations_are_told_to_those_who_ask(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands that do not name them run as ever, and `ls` says what is left out."""
+    (tmp_path / "mine.yaml").write_text("prune: [{scorer: random, schedule: {name: fixed, layer: 1, keep: 4}}]")
+    code = HEAD + "from pathlib import Path\n"
+    for kind, thing in (
+        ("recipe", f"Path({str(tmp_path / 'mine.yaml')!r})"),
+        ("merger", "max"),
+        ("calibration", "max"),
+    ):
+        code += f"@hookimpl\ndef tokenprune_{kind}s(): return {{'mine': {thing}}}\n"
+    for each in ("one", "two"):
+        install(each, code + f"@hookimpl\ndef tokenprune_scorers(): raise RuntimeError('[{each}]')\n")
+    with pytest.warns(UserWarning, match=r"RuntimeError: \[one\]"):
+        registry()
+
+    def said(*arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            main(list(arguments))
+        return capsys.readouterr().err
+
+    for asked in ("mine", "mine@192"):
+        assert "the recipe name 'mine' is registered twice, by one and two" in said("show", asked)
+    assert recipe.load(tmp_path / "mine.yaml").passes
+    assert "the calibration name 'mine' is registered twice" in said("calibrate", "pico", "--method", "mine")
+    with pytest.raises(RecipeError, match=r"prune\.0\.merge: the merger name 'mine' is registered twice"):
+        recipe.load("entropyprune", "prune.0.merge=mine")
+    with pytest.raises(RegistryError, match="the merger name 'mine' is registered twice"):
+        parameters("merger", ["mine"])
+    assert said("explain", "entropyprune@192") == ""
+    listed = " ".join(said("ls", "--json").split())
+    assert "skipped the recipe name 'mine' of one: the recipe name 'mine' is registered twice, by one and two" in listed
+    assert "skipped the broken plugin two: RuntimeError: [two]" in listed  # brackets are no markup
 
 
 def test_one_name_may_stand_for_things_of_different_kinds(install: Install) -> None:
@@ -278,12 +343,36 @@ def test_one_name_may_stand_for_things_of_different_kinds(install: Install) -> N
     assert "nearest" in names("merger")
 
 
-def test_two_adapters_for_one_family_are_an_error_that_names_both(install: Install) -> None:
-    """Otherwise the alphabet would decide which of them prunes."""
-    code = HEAD + "from tokenprune.adapters.llava import LlavaAdapter\nclass Mine(LlavaAdapter): pass\n"
-    install("rival", code + "@hookimpl\ndef tokenprune_adapters(): return {'a-llava': Mine}\n")
-    with pytest.raises(RegistryError, match=rf"'llava'.*{DISTRIBUTION}.*rival"):
+ADAPTER = """
+from tokenprune.adapters.llava import LlavaAdapter
+class Mine(LlavaAdapter):
+  model_types = ("llava", "mine")
+@hookimpl
+def tokenprune_adapters(): return {"NAME": Mine}
+"""
+
+
+def test_a_builtin_family_keeps_its_adapter(install: Install) -> None:
+    """Whatever the alphabet says; what else the other one knows, it answers for."""
+    install("rival", HEAD + ADAPTER.replace("NAME", "a-llava"))
+    with pytest.warns(UserWarning, match=f"leaves out the model type 'llava' of rival: .*{DISTRIBUTION}"):
         registry()
+    assert type(registry().adapter(SimpleNamespace(model_type="llava"))) is LlavaAdapter
+    assert type(registry().adapter(SimpleNamespace(model_type="mine"))).__name__ == "Mine"
+
+
+@pytest.mark.parametrize("name", ["same", "other"])
+def test_two_adapters_for_one_family_are_an_error_that_names_both(name: str, install: Install) -> None:
+    """For those who have such a model; otherwise the alphabet would decide which of them prunes."""
+    code = HEAD + ADAPTER.replace('"llava", "mine"', '"mine",')
+    install("rival", code.replace("NAME", name))
+    install("rival-2", code.replace("NAME", "same"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_builtins_are_there()
+    with pytest.raises(RegistryError, match=r"the (model type 'mine'|adapter name 'same') is .* by rival and rival-2"):
+        registry().adapter(SimpleNamespace(model_type="mine"))
+    assert {one.distribution for one in registry().broken} == {"rival", "rival-2"}
 
 
 # -- the allow-list --------------------------------------------------------------------------------------------------

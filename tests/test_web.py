@@ -232,7 +232,7 @@ def test_without_gradio_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "gradio", None)
     code, err = run(capsys)
     assert code == 1
-    assert 'pip install "tokenprune-mllm[demo]"' in err
+    assert 'in a checkout of tokenprune, pip install -e ".[demo]"' in err
     assert err.count("\n") == 1
 
 

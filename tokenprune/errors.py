@@ -6,6 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 
+def install(extra: str) -> str:
+    """How to get what an extra brings, for messages: the one place to change when the distribution is on an index.
+
+    Until then its name there is anybody's to take, so no message names it: everything comes from a checkout.
+    """
+    return f'in a checkout of tokenprune, pip install -e ".[{extra}]"'
+
+
 class TokenpruneError(Exception):
     """Base class: catch this to catch everything tokenprune raises on purpose."""
 
@@ -33,7 +41,7 @@ class UnknownNameError(TokenpruneError):
 
 
 class RegistryError(TokenpruneError):
-    """Two plugins register the same name."""
+    """A name that several plugins register was asked for: nobody has it."""
 
 
 class LayerError(TokenpruneError):

@@ -98,6 +98,7 @@ def load_model(name: str, attention: str | None = None, dtype: str = "auto", dev
 
     Raises TokenpruneError with the reason if it cannot be loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
@@ -106,15 +107,35 @@ def load_model(name: str, attention: str | None = None, dtype: str = "auto", dev
     if name == "pico" and dtype == "auto":
         dtype = "float32"  # its weights ship as 16 bit to be small; it was trained, and runs best on a CPU, in 32
     options = {"attn_implementation": attention} if attention else {}
+    model = None
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = _lacks(path, model is None) or next(
+            iter(str(error).strip().splitlines()), type(error).__name__
+        ).rstrip(".")
         raise TokenpruneError(
-            f"cannot load the model {name!r}: {reason} Give a hub id, a folder with config.json and safetensors "
-            "weights, or pico."
+            f"cannot load the model {name!r}: {reason}. Give a hub id, a folder with config.json, safetensors weights "
+            "and a processor, or pico."
         ) from error
+
+
+def _lacks(name: str, weights: bool) -> str | None:
+    """What a local path lacks whose weights, or else its processor, cannot be loaded; None if nothing, or a hub id."""
+    path = Path(name)
+    if path.is_file():
+        return "it is a file, and a model is a folder"
+    if not path.is_dir():
+        return "there is no such folder" if path.is_absolute() or len(path.parts) > 2 or name[0] in ".~" else None
+    if not any((path / config).is_file() for config in ("config.json", "adapter_config.json")):
+        return "the folder has no config.json"
+    if not any(path.glob("*.safetensors")):
+        others = sorted(file.name for file in path.glob("*.bin"))
+        return f"the folder has no safetensors weights{f', but {others[0]}, which is not read' if others else ''}"
+    if weights or any((path / config).is_file() for config in ("processor_config.json", "preprocessor_config.json")):
+        return None
+    return "the folder has no processor_config.json, which processor.save_pretrained writes"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import RecipeError, UnknownNameError
+from .errors import RecipeError, RegistryError, UnknownNameError
 from .interfaces import Merger, Scheduler, Scorer, TowerScorer, reads
 from .registry import registry
 
 MAX_BYTES = 1 << 20
+SUFFIXES = (".yaml", ".yml")
 SCORERS = (Scorer, TowerScorer)
 BUDGETS = ("keep", "average", "ratio")
 """Ways to say how many tokens stay: alternatives, so an override that gives one drops the others."""
@@ -132,7 +134,7 @@ def load(recipe: RecipeLike, *overrides: str) -> Recipe:
     else:
         name = str(recipe)
         base, _, preset = name.rpartition("@")
-        if not base or _is_file(name) or "/" in preset or preset.endswith((".yaml", ".yml")):
+        if not base or _is(Path.is_file, name) or "/" in preset or Path(preset).suffix in SUFFIXES:
             base, preset = name, ""  # an @ in a path
         content = _read(name, _locate(base))
         lines = [*overrides]
@@ -147,15 +149,18 @@ def load(recipe: RecipeLike, *overrides: str) -> Recipe:
 
 
 def _locate(name: str | Path) -> Path:
-    known = registered()
-    if str(name) in known:
-        return known[str(name)]
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
-        if _is_file(name):
+    try:
+        return typing.cast(Path, registry().get("recipe", str(name)))
+    except UnknownNameError:
+        path = Path(name)
+        if _is(Path.is_file, name) and (path.suffix in SUFFIXES or len(path.parts) > 1):
             return path
-        raise RecipeError(str(name), [f"there is no file {path}: give a recipe name or the path of a YAML file"])
-    raise UnknownNameError("recipe", str(name), known)
+        reason = f"there is no file {path}"
+        if str(name) and _is(Path.is_dir, name):
+            reason = f"{path} is a folder"
+        elif path.suffix not in SUFFIXES and len(path.parts) <= 1:
+            raise
+    raise RecipeError(str(name), [f"{reason}: give a recipe name or the path of a YAML file"])
 
 
 def _read(name: str, path: Path) -> dict[str, Any]:
@@ -165,16 +170,25 @@ def _read(name: str, path: Path) -> dict[str, Any]:
         config = OmegaConf.load(path)
         content = OmegaConf.to_container(config, resolve=False)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise RecipeError(name, [f"{path.name} is not readable YAML: {reason[0]}"]) from error
+        where = path.name
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            where += f", line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1},"
+        raise RecipeError(name, [f"{where} is not readable YAML: {_reason(error)}"]) from error
     if not isinstance(content, dict):
         raise RecipeError(name, [f"expected a mapping with name and prune, got {type(content).__name__}"])
     return typing.cast("dict[str, Any]", content)
 
 
-def _is_file(name: str | Path) -> bool:
+def _reason(error: Exception) -> str:
+    """What a YAML reader says, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        return error.problem
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _is(kind: Callable[[Path], bool], name: str | Path) -> bool:
     try:
-        return Path(name).is_file()
+        return kind(Path(name))
     except OSError:  # no path at all: too long, say
         return False
 
@@ -225,11 +239,28 @@ def _override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[
                     schedule["name"] = "fixed"  # the same, with its layer said
             OmegaConf.update(config, key, setting, merge=False, force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
-            problems.append(f"override {line!r}: {(str(error).strip().splitlines() or ['not readable'])[0]}")
+            problems.append(f"override {line!r}: {_beyond(content, key) or _reason(error)}")
     if problems:
         raise RecipeError(name, problems)
     updated = typing.cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
     return {**updated, "prune": [_spell_out(item) for item in _as_list(updated.get("prune"))]}
+
+
+def _beyond(content: Any, key: str) -> str | None:
+    """Which entry of a list a key asks for that is not there, or None."""
+    path = ""
+    for step in re.findall(r"[^.\[\]]+", key):
+        if isinstance(content, (list, tuple)):
+            if not step.isdecimal() or int(step) >= len(content):
+                last = f" to {path}.{len(content) - 1}" if len(content) > 1 else ""
+                return f"there is no {path}.{step}, only {path}.0{last}"
+            content = content[int(step)]
+        elif isinstance(content, Mapping):
+            content = content.get(step)
+        else:
+            return None
+        path = f"{path}.{step}" if path else step
+    return None
 
 
 def _parts(item: Any) -> list[Any]:
@@ -281,10 +312,11 @@ def _build_pass(item: Any, path: str, problems: list[str]) -> Pass | None:
     for key, kind, base in (("scorer", "scorer", SCORERS), ("schedule", "scheduler", Scheduler)):
         given = settings.pop(key, None)
         parts[key] = given if isinstance(given, base) else _build_named(given, kind, f"{path}.{key}", problems)
-    merge = settings.get("merge")
-    known = registry().entries["merger"]
-    if merge is not None and not (isinstance(merge, str) and merge in known):
-        problems.append(f"{path}.merge: {UnknownNameError('merger', str(merge), known)}")
+    if settings.get("merge") is not None:
+        try:
+            registry().get("merger", str(settings["merge"]))
+        except (UnknownNameError, RegistryError) as error:
+            problems.append(f"{path}.merge: {error}")
     made = _construct(Pass, {**settings, **parts}, path, problems, given=parts)
     return made if isinstance(made, Pass) else None
 
@@ -296,7 +328,7 @@ def _build_named(given: Any, kind: str, path: str, problems: list[str]) -> Any:
     settings = dict(given)
     try:
         made_by = registry().get(kind, settings.pop("name"))
-    except UnknownNameError as error:
+    except (UnknownNameError, RegistryError) as error:
         problems.append(f"{path}.name: {error}")
         return None
     return _construct(made_by, settings, path, problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -35,21 +35,33 @@ class Entry:
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that could not be loaded, and why."""
+    """A plugin that could not be loaded, or a name of it (`part`) that is left out, and why."""
 
     distribution: str
     reason: str
+    part: str | None = None
+
+    def __str__(self) -> str:
+        what = f"the {self.part} of {self.distribution}" if self.part else f"the broken plugin {self.distribution}"
+        return f"{what}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Everything registered, by kind and name, and the plugins that failed to load."""
+    """Everything registered, by kind and name, and what of plugins is left out.
+
+    A built-in thing keeps its name whatever plugins register. A name that several plugins want is `contested`: nobody
+    has it, whatever the order of installation, so it is missing from `entries`, and asking for it is an error.
+    """
 
     entries: dict[str, dict[str, Entry]]
     broken: tuple[Broken, ...]
+    contested: dict[str, dict[str, tuple[Entry, ...]]]
 
     def get(self, kind: str, name: str) -> Any:
-        """The registered thing. Raises UnknownNameError with the closest name."""
+        """The registered thing. Raises UnknownNameError with the closest name, RegistryError if it is contested."""
+        if name in self.contested[kind]:
+            raise RegistryError(_contest(f"{kind} name {name!r}", self.contested[kind][name]))
         known = self.entries[kind]
         if name not in known:
             raise UnknownNameError(kind, name, known)
@@ -63,16 +75,23 @@ class Registry:
         return f"{kind} {thing.__name__!r} of module {thing.__module__}"
 
     def adapter(self, config: Any) -> Adapter:
-        """The adapter for `config.model_type`. Raises UnsupportedModelError."""
-        by_type = {t: entry.thing for entry in self.entries["adapter"].values() for t in entry.thing.model_types}
+        """The adapter for `config.model_type`. Raises UnsupportedModelError; RegistryError if plugins have several."""
         model_type = getattr(config, "model_type", None)
-        if model_type not in by_type:
-            raise UnsupportedModelError(
-                f"no adapter for model type {model_type!r}: supported are {', '.join(sorted(by_type))}. "
-                "docs/add-a-family.md shows how to add one."
-            )
-        adapter: Adapter = by_type[model_type]()
-        return adapter
+        found = [entry for entry in self.entries["adapter"].values() if model_type in entry.thing.model_types]
+        ours = [entry for entry in found if entry.distribution == DISTRIBUTION]
+        if len(ours or found) == 1:
+            adapter: Adapter = (ours or found)[0].thing()
+            return adapter
+        if found:
+            raise RegistryError(_contest(f"model type {model_type!r}", found))
+        for name, rivals in self.contested["adapter"].items():
+            if any(model_type in entry.thing.model_types for entry in rivals):
+                self.get("adapter", name)
+        known = sorted({t for entry in self.entries["adapter"].values() for t in entry.thing.model_types})
+        raise UnsupportedModelError(
+            f"no adapter for model type {model_type!r}: supported are {', '.join(known)}. "
+            "docs/add-a-family.md shows how to add one."
+        )
 
 
 @cache
@@ -80,9 +99,7 @@ def registry() -> Registry:
     """Load every plugin once. A broken one is reported with its distribution and skipped, never fatal.
 
     `TOKENPRUNE_PLUGINS`, if set, is a comma-separated allow-list of entry-point or distribution names (empty: none).
-
-    Raises:
-        RegistryError: two plugins register the same name.
+    Names that are taken are no reason to fail either: see `Registry`.
     """
     from . import builtin
 
@@ -101,7 +118,7 @@ def registry() -> Registry:
         except (Exception, SystemExit) as error:  # whatever a stranger's import can raise
             manager.unregister(name=f"{distribution}:{point.name}")
             broken.append(_report(distribution, error))
-    entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+    found: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
     for kind in KINDS:
         for implementation in getattr(manager.hook, f"tokenprune_{kind}s").get_hookimpls():
             distribution = origin[id(implementation.plugin)]
@@ -114,14 +131,53 @@ def registry() -> Registry:
                 if reason := _unfit(kind, name, thing):
                     broken.append(_report(distribution, TypeError(f"{kind} {name!r} {reason}")))
                     continue
-                if (other := entries[kind].get(name)) is not None:
-                    raise RegistryError(
-                        f"the {kind} name {name!r} is registered twice, by {other.distribution} and {distribution}: "
-                        "uninstall one of them or leave it out of TOKENPRUNE_PLUGINS"
-                    )
-                entries[kind][name] = Entry(kind, name, thing, distribution)
-    _one_adapter_each(entries["adapter"].values())
-    return Registry({kind: dict(sorted(found.items())) for kind, found in entries.items()}, tuple(broken))
+                found[kind].setdefault(name, []).append(Entry(kind, name, thing, distribution))
+    entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+    contested: dict[str, dict[str, tuple[Entry, ...]]] = {kind: {} for kind in KINDS}
+    for kind, names in found.items():
+        for name, rivals in sorted(names.items()):
+            won, lost = _settle(f"{kind} name {name!r}", rivals)
+            broken += lost
+            if won is None:
+                contested[kind][name] = tuple(rivals)
+            else:
+                entries[kind][name] = won
+    types: dict[str, list[Entry]] = {}
+    for entry in entries["adapter"].values():
+        for model_type in dict.fromkeys(entry.thing.model_types):
+            types.setdefault(model_type, []).append(entry)
+    for model_type, rivals in sorted(types.items()):
+        broken += _settle(f"model type {model_type!r}", rivals)[1]
+    return Registry(entries, tuple(broken), contested)
+
+
+def _settle(what: str, rivals: Sequence[Entry]) -> tuple[Entry | None, list[Broken]]:
+    """Who of those that want one name has it, None for nobody; and what is left out.
+
+    A built-in one wins, which is said at once, since whoever asks for the name gets it without an error. Of plugins
+    none wins: whoever asks is told then.
+    """
+    if len(rivals) == 1:
+        return rivals[0], []
+    ours = [entry for entry in rivals if entry.distribution == DISTRIBUTION]
+    if not ours:
+        reason = _contest(what, rivals)
+        return None, [Broken(entry.distribution, reason, what) for entry in rivals]
+    reason = f"it is built in ({DISTRIBUTION}), and no plugin replaces that; another one is needed"
+    lost = [Broken(entry.distribution, reason, what) for entry in rivals if entry is not ours[0]]
+    for one in lost:
+        warnings.warn(f"tokenprune leaves out {one}", stacklevel=4)
+    return ours[0], lost
+
+
+def _contest(what: str, rivals: Sequence[Entry]) -> str:
+    """Why nobody has what several plugins want, and what to do."""
+    who = sorted(entry.distribution for entry in rivals)
+    many = "twice" if len(who) == 2 else f"{len(who)} times"
+    return (
+        f"the {what} is registered {many}, by {', '.join(who[:-1])} and {who[-1]}: uninstall all but one of them, or "
+        "name the plugins to load in TOKENPRUNE_PLUGINS without the others"
+    )
 
 
 def _unfit(kind: str, name: Any, thing: Any) -> str | None:
@@ -143,17 +199,6 @@ def _unfit(kind: str, name: Any, thing: Any) -> str | None:
     return None if dataclasses.is_dataclass(thing) else "must be a dataclass: its fields are its settings"
 
 
-def _one_adapter_each(entries: Iterable[Entry]) -> None:
-    found: dict[str, Entry] = {}
-    for entry in entries:
-        for model_type in entry.thing.model_types:
-            if (other := found.setdefault(model_type, entry)) is not entry:
-                raise RegistryError(
-                    f"model type {model_type!r} has two adapters, {other.name} of {other.distribution} and "
-                    f"{entry.name} of {entry.distribution}: leave one of them out of TOKENPRUNE_PLUGINS"
-                )
-
-
 def _allowed(points: Any) -> list[EntryPoint]:
     chosen = os.environ.get("TOKENPRUNE_PLUGINS")
     if chosen is None:
@@ -164,5 +209,5 @@ def _allowed(points: Any) -> list[EntryPoint]:
 
 def _report(distribution: str, error: BaseException) -> Broken:
     problem = Broken(distribution, f"{type(error).__name__}: {error}")
-    warnings.warn(f"tokenprune skips the broken plugin {distribution}: {problem.reason}", stacklevel=3)
+    warnings.warn(f"tokenprune skips {problem}", stacklevel=3)
     return problem

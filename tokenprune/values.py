@@ -39,6 +39,10 @@ def fraction(text: str) -> Fraction:
 def check_layer(layer: Layer) -> None:
     """Raise ValueError unless `layer` is a count >= 0 or a fraction in [0, 1)."""
     if isinstance(layer, str):
+        if not _FRACTION.fullmatch(layer):
+            raise ValueError(
+                f"a layer is a number of blocks such as 2, or a share of them such as 16/32, got {layer!r}"
+            )
         if fraction(layer) >= 1:
             raise ValueError(f"layer {layer!r} lies beyond the last block: use a fraction below 1")
     elif layer < 0:
@@ -60,6 +64,11 @@ def check_budget(budget: Budget | None) -> None:
     """Raise ValueError unless `budget` is None, a count >= 0 or a share in [0, 1]."""
     if budget is None:
         return
+    if isinstance(budget, str) and not _FRACTION.fullmatch(budget):
+        raise ValueError(
+            "a budget is a number of tokens such as 192, or a share of them from 0 to 1 such as 0.25 or 1/3, got "
+            f"{budget!r}"
+        )
     amount = fraction(budget) if isinstance(budget, str) else budget
     if not (amount >= 0 and (isinstance(amount, int) or amount <= 1)):  # this way round, NaN is refused too
         raise ValueError(f"a budget is a number of tokens >= 0 or a share in [0, 1], got {budget}")

@@ -22,7 +22,7 @@ from .analysis import ecl, plots
 from .analysis import profile as profiles
 from .api import prune
 from .bench import UNPRUNED, Bench
-from .errors import MediaError, PromptError, TokenpruneError
+from .errors import MediaError, PromptError, TokenpruneError, install
 from .flops import Geometry
 from .loading import Loaded
 from .media import read_image
@@ -196,7 +196,7 @@ def need() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise TokenpruneError(f'the web page needs Gradio ({error}): pip install "tokenprune-mllm[demo]"') from error
+        raise TokenpruneError(f"the web page needs Gradio ({error}): {install('demo')}") from error
     plots.need()
     return gradio
 

@@ -68,12 +68,11 @@ def ls(
         found = {plural: _rows(one) for plural, one in PLURALS.items() if kind in (None, plural)}
         if as_json:
             print(json.dumps(found))
-            return
-        for plural, rows in found.items():
+        for plural, rows in found.items() if not as_json else ():
             _print_rows(plural, rows)
     for plugin in registry().broken:
         console = Console(stderr=as_json)
-        console.print(f"[red]skipped[/red] the broken plugin {plugin.distribution}: {plugin.reason}")
+        console.print(f"[red]skipped[/red] {escape(str(plugin))}")
 
 
 def _rows(kind: str) -> list[dict[str, str]]:
@@ -197,7 +196,9 @@ def check(recipes: Annotated[list[str], typer.Argument(help="Recipe names or YAM
             continue
         for full, recipe in built.items():
             promised = full.rpartition("@")[2] if "@" in full else recipe.name
-            if re.fullmatch("[0-9]{1,6}", promised) and (warning := _broken_promise(recipe, int(promised))):
+            number = int(promised) if re.fullmatch("[0-9]{1,6}", promised) else None
+            warning = _broken_promise(recipe, number) if number is not None else None
+            if warning := warning or _idle(recipe, _promised_on(number or 0)):
                 typer.secho(f"{full}: {warning}", fg="yellow", err=True)
     raise typer.Exit(1 if failed else 0)
 
@@ -207,7 +208,7 @@ def _broken_promise(recipe: Recipe, promised: int) -> str | None:
 
     Those are LLaVA-NeXT's for 640, 320 and 160, and what exceeds LLaVA-1.5's 576 tokens; the others are LLaVA-1.5's.
     """
-    shape = "llava-next-7b" if promised in (160, 320) or promised > 576 else SHAPE
+    shape = _promised_on(promised)
     try:
         average = _cost(recipe, shape, visual_tokens(shape))["average"]
     except TokenpruneError as error:
@@ -218,6 +219,21 @@ def _broken_promise(recipe: Recipe, promised: int) -> str | None:
         f"promises {promised} but averages {average:.1f} tokens over the layers ({shape}, {visual_tokens(shape)} "
         "visual tokens); rename it, or give an average"
     )
+
+
+def _promised_on(promised: int) -> str:
+    """The model shape that a number of tokens is about."""
+    return "llava-next-7b" if promised in (160, 320) or promised > 576 else SHAPE
+
+
+def _idle(recipe: Recipe, shape: str) -> str | None:
+    """That a recipe drops nothing on a shape, or None."""
+    visual = visual_tokens(shape)
+    try:
+        plan = _cost(recipe, shape, visual)["plan"]
+    except TokenpruneError:  # without a plan: `explain` says why
+        return None
+    return None if plan else f"drops nothing: it keeps all {visual} visual tokens of {shape}"
 
 
 def explain(
@@ -250,6 +266,8 @@ def explain(
         table.add_row(str(start), str(end - 1), str(counts[start]))
     console, kv = Console(), result["kv_mib"]
     console.print(table)
+    if not plan:
+        console.print(f"nothing is dropped: {built.name} keeps all {visual} visual tokens", soft_wrap=True)
     console.print(
         f"average {result['average']:.1f} of {visual} visual tokens over {sizes.depth} layers; decoder prefill FLOPs "
         f"{result['flops_share']:.1%}; KV of visual tokens {kv['pruned']:.1f} of {kv['full']:.1f} MiB",

@@ -12,11 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import TokenpruneError
+from ..errors import TokenpruneError, install
 from .catalog import BudgetOption, OverridesArgument
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype, chosen
-
-INSTALL = 'pip install "tokenprune-mllm[eval]"'
 
 
 def evaluate(
@@ -46,7 +44,7 @@ def evaluate(
     try:
         from ..evaluation import run
     except ImportError as error:
-        raise TokenpruneError(f"tokenprune eval needs lmms-eval ({error}): {INSTALL}") from error
+        raise TokenpruneError(f"tokenprune eval needs lmms-eval ({error}): {install('eval')}") from error
     results = run.evaluate(
         names,
         output,

@@ -84,6 +84,14 @@ def generate(
         raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
     if report is not None and not recipe:
         raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
+    if not (image or video):
+        if recipe:
+            raise typer.BadParameter(
+                "a recipe drops tokens of pictures and videos, and none is given: add --image FILE or --video FILE, or "
+                "leave the recipe out",
+                param_hint="--recipe",
+            )
+        print("no --image and no --video was given: the model gets the question alone", file=sys.stderr)
     from ..api import prune
     from ..loading import load_model
     from ..media import read_image, read_video, save
@@ -99,6 +107,9 @@ def generate(
         print(loaded.answer(inputs, max_new_tokens))
     shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
     print(pruning.report(), file=sys.stderr)
+    if pruning.state is not None and not pruning.state.stages:
+        count = pruning.state.counts[0]
+        print(f"nothing was dropped: {built.name} keeps all {count} visual tokens of this prompt", file=sys.stderr)
     if report is not None:
         pruning.report(report, shown, inputs)
     if overlay is not None:
@@ -186,10 +197,11 @@ def calibrate(
 def _calibration(method: str) -> Calibration:
     from ..registry import registry
 
-    known = registry().entries["calibration"]
-    if method not in known:
-        raise UnknownNameError("calibration", method, ["ecl", *known])
-    return known[method].thing
+    found = registry()
+    if method not in found.entries["calibration"] and method not in found.contested["calibration"]:
+        raise UnknownNameError("calibration", method, ["ecl", *found.entries["calibration"]])
+    fit: Calibration = found.get("calibration", method)
+    return fit
 
 
 def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import RecipeError, TokenpruneError, UnknownNameError
+from ..errors import RecipeError, TokenpruneError
 from ..interfaces import Adapter, Merger, Scheduler, Scorer, TowerScorer, reads
 from ..recipe import Pass, load, presets, registered
 from ..registry import registry
@@ -63,9 +63,7 @@ def _read(kind: str, part: Part) -> dict[str, Any]:
     else:
         given = dict(part)
     settings = given if isinstance(given, dict) else {"name": str(part)}
-    known = registry().entries[kind]
-    if settings.get("name") not in known:
-        raise UnknownNameError(kind, str(settings.get("name")), known)
+    registry().get(kind, str(settings.get("name")))  # raises
     return settings
 
 
