@@ -98,11 +98,11 @@ def generate(
         print(loaded.answer(inputs, max_new_tokens))
         return
     with prune(loaded.model, built, budget=wanted, processor=loaded.processor) as pruning:
-        print(loaded.answer(inputs, max_new_tokens))
+        print(answer := loaded.answer(inputs, max_new_tokens))
     shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
     print(pruning.report(), file=sys.stderr)
     if report is not None:
-        pruning.report(report, shown, inputs)
+        pruning.report(report, shown, inputs, question=prompt, answer=answer)
     if overlay is not None:
         save(pruning.overlay(shown[0], inputs), overlay)
 
@@ -240,7 +240,7 @@ def demo(
             table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    pruning.report(output / "report.html", [picture], inputs)
+    pruning.report(output / "report.html", [picture], inputs, question=question, answer=pruned)
     console.print(f"the last question's stages and scores: {output / 'report.html'}")
     if pruning.state is not None and pruning.state.views:
         both = side_by_side(picture, pruning.overlay(picture, inputs))
