@@ -20,6 +20,7 @@ from tokenprune.errors import BudgetError
 from tokenprune.prompt import plan_stages
 from tokenprune.recipe import load
 from tokenprune.registry import registry
+from tokenprune.values import resolve_budget
 
 EXACT = settings(deadline=None, max_examples=300, derandomize=True, database=None)
 PYRAMID = {8: 288, 16: 144, 24: 72}
@@ -182,6 +183,18 @@ UNREACHABLE = {
         "budget 500 cannot be reached: the recipe keeps none of the 576 visual tokens from layer 20 of 32 on, so the "
         "largest average is 360. Ask for at most 360, change that layer to a later one, or keep some tokens there.",
     ),
+    "in percent": (
+        PYRAMID,
+        "20%",
+        "budget 20% cannot be reached: the first 8 of 32 blocks see all 576 visual tokens, so the smallest average is "
+        "25%. Ask for at least 25%, or change the recipe's first layer from 8 to 6 or an earlier one.",
+    ),
+    "withdrawal in percent": (
+        {15: 0},
+        "33%",
+        "its average is 46.875%. Ask for that, or change its layer: 10 averages 31.25% and 11 averages 34.375%.",
+    ),
+    "late withdrawal in percent": ({2: 100, 20: 0}, "80%", "the largest average is 62%. Ask for at most 62%, change"),
     "nothing dropped": (
         {},
         192,
@@ -196,6 +209,27 @@ def test_unreachable_budgets_say_what_is_reachable_and_what_to_change(case: str)
     plan, budget, message = UNREACHABLE[case]
     with pytest.raises(BudgetError, match=re.escape(message)):
         rescale(plan, 32, 576, budget)
+
+
+@pytest.mark.parametrize(("visual", "of"), [(576, None), (100, None), (300, 576)])
+@pytest.mark.parametrize(("plan", "asked"), [({8: 9}, "1%"), ({7: 3, 9: 1}, "1%"), ({2: 9, 20: 0}, "most")])
+def test_the_percents_that_errors_offer_are_reachable(plan: Any, asked: str, visual: int, of: int | None) -> None:
+    asked = {"most": "65%" if of is None else "35%"}.get(
+        asked, asked
+    )  # 20 of 32 layers hold at most 5/8 of what is left
+    with pytest.raises(BudgetError) as caught:
+        rescale(plan, 32, visual, asked, of)
+    (offered,) = re.findall(r"Ask for at (?:least|most) (\d+%)", str(caught.value))
+    assert rescale(plan, 32, visual, offered, of)
+
+
+def test_a_percent_is_a_share() -> None:
+    assert rescale({2: 72}, 8, 144, "30%") == rescale({2: 72}, 8, 144, "30/100") != {}
+    assert read("33.5%") == "33.5%"
+    assert resolve_budget("12.5%", 576) == resolve_budget("1/8", 576) == 72
+    for wrong in ("101%", "-1%", "%", "1%%"):
+        with pytest.raises(BudgetError, match="a budget is"):
+            read(wrong)
 
 
 @EXACT

@@ -208,7 +208,10 @@ def test_generate_answers_and_reports(capsys: pytest.CaptureFixture[str], pictur
     original = np.asarray(SCENE.picture.convert("RGB")).astype(int)
     patches = np.abs(dark - original).sum(-1).reshape(12, 8, 12, 8).sum((1, 3))
     assert (patches == 0).sum() == 48  # kept patches are untouched, exactly on the grid
-    assert "<td>48/144</td>" in report.read_text()
+    page = report.read_text()
+    assert "<td>48/144</td>" in page
+    assert re.findall("<dd.*?>(.*?)</dd>", page) == ["read the digits", out.strip()]
+    assert "model tokenprune-pico (llava, float32 on cpu)" in page
 
 
 class Stub:
@@ -244,7 +247,7 @@ def test_overlays_and_reports_of_every_family(
         "--report", str(report),
     )  # fmt: skip
     assert code == 0, err
-    assert report.read_text().count("<img") == (4 if kinds == "both" else 2)
+    assert report.read_text().count("<img") == (6 if kinds == "both" else 3)
     with Image.open(overlay) as drawn:
         assert drawn.size == ((2 if family == "llava_next" or kinds == "video" else 1) * 100 - 4, 64)
 
@@ -408,7 +411,9 @@ def test_demo_in_an_empty_folder(tmp_path: Path) -> None:
     assert "nothing to hold on to here" in words
     with Image.open(tmp_path / "demo" / "overlay.png") as overlay:
         assert overlay.size[0] > overlay.size[1]
-    assert (tmp_path / "demo" / "report.html").read_text().count("<img") == 2
+    report = (tmp_path / "demo" / "report.html").read_text()
+    assert report.count("<img") == 3
+    assert f'<dd class="question">{SCENE.questions[-1].text}</dd>' in report
 
 
 def test_demo_with_nothing_to_drop(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -385,10 +386,11 @@ def test_a_report_is_one_page_with_overlays_of_every_stage(tmp_path: Path) -> No
     report = pruning.report(path, [picture, picture], given, processor=PROCESSORS["llava"])
     page = path.read_text()
     assert str(report) == str(pruning.report())
-    assert page.count("data:image/png;base64,") == page.count("<img") == 2 * 2 * 2
-    first = Image.open(io.BytesIO(base64.b64decode(re.findall(r"base64,([^\"]+)", page)[0])))
+    assert page.count("data:image/png;base64,") == page.count("<img") == 2 + 2 * 2 * 2
+    drawn = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"base64,([^\"]+)", page)]
+    assert drawn[0].tobytes() == drawn[1].tobytes() == picture.tobytes()
     expected = pruning.overlay(picture, given, processor=PROCESSORS["llava"], stage=1)
-    assert first.tobytes() == expected.tobytes()
+    assert drawn[2].tobytes() == expected.tobytes()
     assert "http" not in page
     assert "<b>" not in page
     assert "&lt;b&gt;&amp; on llava" in page
@@ -401,6 +403,76 @@ def test_a_report_is_one_page_with_overlays_of_every_stage(tmp_path: Path) -> No
     assert path.read_text() == "old"
     with pytest.raises(TokenpruneError, match=r"cannot write .*report\.html/inside\.html"):
         pruning.report(path / "inside.html")
+
+
+class Words:
+    """Reads token 7 as the only one that is not special."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return " ".join("<seven>" if i == 7 else "?" for i in ids)
+
+
+def test_a_report_says_what_was_asked_and_answered_and_by_what(tmp_path: Path) -> None:
+    path, lm = tmp_path / "report.html", model("llava")
+    given = inputs("llava", [[dotted((64, 64), None)], [dotted((64, 64), None)] * 2])
+    given["input_ids"][0, -1] = 7
+    with tokenprune.prune(lm, "random", processor=Words()) as pruning, torch.no_grad():
+        lm(**given)
+    real = int((given["attention_mask"][0].bool() & (given["input_ids"][0] != IMAGE)).sum())
+
+    def said(**more: Any) -> list[tuple[str, str]]:
+        pruning.report(path, **more)
+        return re.findall(r"<dt>(.*?)</dt><dd.*?>(.*?)</dd>", path.read_text(), re.DOTALL)
+
+    assert said() == [("Prompt", " ".join(["?"] * (real - 1) + ["&lt;seven&gt;"]))]  # no padding, no pictures
+    assert said(question="why <b>?", answer="") == [("Question", "why &lt;b&gt;?"), ("Answer", "(nothing)")]
+    assert said(processor=PROCESSORS["llava"], answer="so") == [("Answer", "so")]  # that one reads no text
+    page = path.read_text()
+    for part in ("tokenprune", "torch", "transformers"):
+        assert f"{part} {version('tokenprune-mllm' if part == 'tokenprune' else part)}" in page
+    assert "model unnamed (llava, float32 on cpu)" in page
+    lm.config._name_or_path = "/home/someone/some-llava"
+    try:
+        pruning.report(path)
+    finally:
+        lm.config._name_or_path = ""
+    assert "model some-llava (llava" in path.read_text()
+    assert "someone" not in path.read_text()
+    with pytest.raises(TokenpruneError, match="no prompt 2: expected one of 0, 1"):
+        pruning.report(path, prompt=2)
+
+
+def test_headings_name_a_layer_once_and_colours_what_they_mean(tmp_path: Path) -> None:
+    picture, path = dotted((64, 64), PLACES[0]), tmp_path / "report.html"
+    given, lm = inputs("llava", [[picture]]), model("llava")
+    recipe = {"prune": [{"scorer": "entropy", "schedule": {"name": "fixed", "layer": layer, "keep": keep}}
+                        for layer, keep in ((1, 9), (3, 5))]}  # fmt: skip
+    with tokenprune.prune(lm, recipe) as pruning, torch.no_grad():
+        lm(**given)
+    pruning.report(path, [picture], given)
+    page, state = path.read_text(), pruning.state
+    assert state is not None
+    assert re.findall("<h2>(.*?)</h2>", page)[1:] == ["After layer 1", "After layer 3"]
+    bars = re.findall(r'<div class="bar"><span>(.*?)</span><i></i><span>(.*?)</span></div>', page)
+    scores = [state.scores[layer][0] for layer in (1, 3)]
+    assert bars == [
+        tuple(f"{end:.3g}" for end in (each[~each.isnan()].min(), each[~each.isnan()].max())) for each in scores
+    ]
+    red, green, blue = (round(float(each)) for each in overlay._colour(1.0))
+    assert f"rgb({red} {green} {blue}))" in page  # the bright end of the bar is the brightest colour of the pictures
+
+
+def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
+    path, lm = tmp_path / "report.html", model("llava")
+    with tokenprune.prune(lm, "random", "prune.0.schedule={name: fixed, layer: 2, keep: 1.0}") as pruning:
+        pruning.report(path)
+        assert "Nothing was dropped." in path.read_text()
+        with torch.no_grad():
+            lm(**inputs("llava", [[dotted((64, 64), None)]]))
+    pruning.report(path, answer="yes")
+    assert "Nothing was dropped." in path.read_text()
+    assert "<table" not in path.read_text()
 
 
 def test_a_full_feature_tower_has_a_token_for_cls() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from . import files, page
+from . import __version__, files, page
 from . import overlay as drawing
 from .budget import checked
 from .engine import Pruner
@@ -65,6 +67,8 @@ class Pruning:
         *,
         processor: Any = None,
         prompt: int = 0,
+        question: str | None = None,
+        answer: str | None = None,
     ) -> Report:
         """Per stage what each prompt kept, the KV cache of the visual tokens and the FLOPs left.
 
@@ -74,20 +78,58 @@ class Pruning:
             inputs: as in `overlay`.
             processor: as in `overlay`.
             prompt: as in `overlay`.
+            question: what was asked, for the file; by default the whole text of the prompt, if there is a processor
+                that can read it.
+            answer: what the model said, for the file.
         """
         dtype = next(self._pruner.base.parameters()).dtype
         made = report(self.state, Geometry.of(self._pruner.config), dtype.itemsize)
         if html is not None:
-            figures = []
-            for stage in made.stages:
+            figures = [
+                page.Figure("as shown" if len(pictures) == 1 else f"picture {number}", drawing.original(shown))
+                for number, shown in enumerate(pictures)
+            ]
+            for at, stage in enumerate(made.stages):
                 for number, shown in enumerate(pictures):
-                    at: dict[str, Any] = {"prompt": prompt, "picture": number, "stage": stage.layer}
-                    for what in ("kept", "scores") if stage.tower is None else ("kept",):
-                        drawn = self.overlay(shown, inputs, processor=processor, scores=what == "scores", **at)
-                        figures.append((stage.where, f"prompt {prompt}, picture {number}: {what}", drawn))
+                    drawn = partial(
+                        self.overlay, shown, inputs, processor=processor, prompt=prompt, picture=number,
+                        stage=stage.layer,
+                    )  # fmt: skip
+                    name = "" if len(pictures) == 1 else f"picture {number}: "
+                    figures.append(page.Figure(f"{name}kept (dropped: dark)", drawn(), at))
+                    if stage.tower is None:
+                        scale = drawing.span(self.state.scores[stage.layer][prompt])  # type: ignore[union-attr]
+                        figures.append(page.Figure(f"{name}scores", drawn(scores=True), at, scale))
+            text = self._text(processor, prompt) if question is None else question
+            asked = {"Prompt" if question is None else "Question": text, "Answer": answer}
+            told = {name: each for name, each in asked.items() if each is not None}
             title = f"{self._pruner.recipe.name} on {self._pruner.config.model_type}"
-            files.write(Path(html), page.render(title, made, figures))
+            files.write(Path(html), page.render(title, made, figures, told, self._made_by()))
         return made
+
+    def _text(self, processor: Any, prompt: int) -> str | None:
+        """A prompt without its visual tokens, as text, or None if nothing here can read it."""
+        processor = self._pruner.processor if processor is None else processor
+        reader = getattr(processor, "tokenizer", processor)
+        state = self.state
+        if state is None or not hasattr(reader, "decode"):
+            return None
+        _one_of("prompt", prompt, range(len(state.ids)))
+        columns = state.everything.index[prompt][state.everything.valid[prompt]].to(state.ids.device)
+        columns = columns[columns < state.ids.shape[1] - state.drafts]
+        ids = state.ids[prompt][columns][~state.visual[prompt][columns]]
+        if bool((ids < 0).any()):  # embeddings alone were given
+            return None
+        return str(reader.decode(ids.tolist(), skip_special_tokens=True)).strip()
+
+    def _made_by(self) -> dict[str, str]:
+        """Versions, and the model by its last name: a local path is nobody else's business."""
+        pruner = self._pruner
+        weight = next(pruner.base.parameters())
+        name = Path(str(getattr(pruner.config, "_name_or_path", ""))).name or "unnamed"
+        where = f"({pruner.config.model_type}, {str(weight.dtype).removeprefix('torch.')} on {weight.device.type})"
+        versions = {"tokenprune": __version__, "torch": torch.__version__, "transformers": version("transformers")}
+        return {"model": f"{name} {where}", **versions}
 
     def overlay(
         self,

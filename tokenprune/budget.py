@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
+from math import ceil, floor
 from typing import Any
 
 from .errors import BudgetError
@@ -43,13 +44,15 @@ def rescale(plan: Mapping[int, int], depth: int, visual: int, budget: Budget, of
         plan: `{layer: tokens kept}` of one prompt, all passes together.
         depth: decoder blocks.
         visual: visual tokens of the prompt.
-        budget: mean over all blocks of the visual tokens that each sees, in tokens or as a share of `visual`.
+        budget: mean over all blocks of the visual tokens that each sees, in tokens or as a share of `visual`. Written
+            in percent (`"30%"`), errors speak of percent too.
         of: what a share is of, where the prompt had more tokens before its decoder: `visual` of them are left.
 
     Raises:
         BudgetError: no factor gives this average; the message says which ones there are, and what to change.
     """
-    target = _tokens(budget, visual if of is None else of) * depth  # summed over the blocks, as everything below
+    whole = visual if of is None else of
+    target = _tokens(budget, whole) * depth  # summed over the blocks, as everything below
     if target >= depth * visual:
         return {}
     spans = [end - start for start, end in pairwise([0, *plan, depth])]
@@ -57,7 +60,8 @@ def rescale(plan: Mapping[int, int], depth: int, visual: int, budget: Budget, of
     before = min(plan, default=depth) * visual
     most = before + visual * sum(span for span, _ in stages)
     if not before - Fraction(depth, 2) <= target <= most + Fraction(depth, 2):
-        raise BudgetError(f"budget {budget} cannot be reached: {_unreachable(plan, depth, visual, target)}")
+        percent_of = whole if isinstance(budget, str) and "%" in budget else None
+        raise BudgetError(f"budget {budget} cannot be reached: {_unreachable(plan, depth, visual, target, percent_of)}")
     if 2 * abs(target - before - sum(span * kept for span, kept in stages)) <= max(spans):
         return dict(plan)  # rounding may leave as much
     rest = min(max(target, Fraction(before)), Fraction(most)) - before
@@ -100,8 +104,16 @@ def _rounded(stages: Sequence[tuple[int, int]], exact: Sequence[Fraction], rest:
     return counts
 
 
-def _unreachable(plan: Mapping[int, int], depth: int, visual: int, target: Fraction) -> str:
-    """Why no factor gives `target` tokens over all blocks, which averages there are, and what to change."""
+def _unreachable(plan: Mapping[int, int], depth: int, visual: int, target: Fraction, percent_of: int | None) -> str:
+    """Why no factor gives `target` tokens over all blocks, which averages there are, and what to change.
+
+    Averages are in tokens, or in percent of so many.
+    """
+
+    def say(total: Fraction | int, whole: Callable[[Fraction], object] = lambda exact: f"{float(exact):.6g}") -> str:
+        average = Fraction(total) / depth
+        return f"{whole(average)}" if percent_of is None else f"{whole(100 * average / percent_of)}%"
+
     if not plan:
         return (
             f"the recipe drops none of this prompt's {visual} visual tokens, so there is no keep to rescale. Give its "
@@ -109,22 +121,22 @@ def _unreachable(plan: Mapping[int, int], depth: int, visual: int, target: Fract
         )
     first, last = min(plan), max(plan)
     nearest = int(target / visual)
+    slack = Fraction(depth, 2)  # half a token off is near enough
     if not plan[first]:
         others = [layer for layer in (nearest, nearest + 1) if layer < depth]
-        averages = " and ".join(f"{layer} averages {layer * visual / depth:.4g}" for layer in others)
+        averages = " and ".join(f"{layer} averages {say(layer * visual)}" for layer in others)
         return (
             f"the recipe keeps none of the {visual} visual tokens from layer {first} of {depth} on, so there is no "
-            f"keep to rescale and its average is {first * visual / depth:.4g}. Ask for that, or change its layer: "
-            f"{averages}."
+            f"keep to rescale and its average is {say(first * visual)}. Ask for that, or change its layer: {averages}."
         )
     if target < first * visual:
-        smallest = -((depth - 2 * first * visual) // (2 * depth))  # half a token off is near enough
+        smallest = say(first * visual - slack, ceil)
         return (
             f"the first {first} of {depth} blocks see all {visual} visual tokens, so the smallest average is "
             f"{smallest}. Ask for at least {smallest}, or change the recipe's first layer from {first} to "
             f"{nearest}{' or an earlier one' if nearest else ''}."
         )
-    largest = (2 * last * visual + depth) // (2 * depth)
+    largest = say(last * visual + slack, floor)
     return (
         f"the recipe keeps none of the {visual} visual tokens from layer {last} of {depth} on, so the largest average "
         f"is {largest}. Ask for at most {largest}, change that layer to a later one, or keep some tokens there."

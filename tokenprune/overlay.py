@@ -94,7 +94,7 @@ def draw(
             f"this picture or video has {panels} {'panels' if panels > 1 else 'panel'} of tokens, got {len(frames)} "
             "frames: pass the picture, or the frames that the processor took from the video"
         )
-    low, high = (0.0, 1.0) if scores is None else _span(scores)
+    low, high = (0.0, 1.0) if scores is None else span(scores)
     drawn = []
     for panel in range(panels):
         image = frames[min(panel * step, len(frames) - 1)]
@@ -111,6 +111,11 @@ def draw(
             result[rows, across] = share * pixels[rows, across] + (1 - share) * colour
         drawn.append(Image.fromarray(result.astype(np.uint8)))
     return strip(drawn)
+
+
+def original(shown: Shown) -> Image.Image:
+    """What is drawn on, as it was given: frames of a video side by side."""
+    return strip(_frames(shown))
 
 
 def strip(panels: Sequence[Image.Image]) -> Image.Image:
@@ -145,8 +150,8 @@ def _edges(start: float, end: float, low: float, high: float, size: int) -> slic
     return slice(max(first, 0), max(last, 0))
 
 
-def _span(scores: Float[Tensor, "s"]) -> tuple[float, float]:
-    """Lowest and highest finite score, apart."""
+def span(scores: Float[Tensor, "s"]) -> tuple[float, float]:
+    """What the darkest and the brightest colour stand for: the lowest and highest finite score, apart."""
     finite = scores[scores.isfinite()]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     return low, high if high > low else low + 1.0

@@ -52,7 +52,7 @@ class Report:
         from rich.table import Table
 
         table = Table(title="visual tokens kept, per prompt", title_justify="left", min_width=36)
-        table.add_column("before", justify="right")
+        table.add_column("after", justify="right")
         table.add_column("scorer")
         table.add_column("kept")
         for stage in self.stages:

@@ -23,13 +23,16 @@ Layer = int | str
 """A number of decoder blocks (`2`) or a fraction of the depth (`"16/32"`)."""
 
 Budget = int | float | str
-"""A number of tokens (`192`) or a share of the prompt's visual tokens (`0.25`, `"1/3"`)."""
+"""A number of tokens (`192`) or a share of the prompt's visual tokens (`0.25`, `"1/3"`, `"30%"`)."""
 
 _FRACTION = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
+_PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
 
 
 def fraction(text: str) -> Fraction:
-    """Read `"a/b"`. Raises ValueError for anything else, and for b = 0."""
+    """Read `"a/b"` or `"a%"`. Raises ValueError for anything else, and for b = 0."""
+    if percent := _PERCENT.fullmatch(text):
+        return Fraction(percent[1]) / 100
     match = _FRACTION.fullmatch(text)
     if not match or int(match[2]) == 0:
         raise ValueError(f"expected a fraction such as 16/32, got {text!r}")

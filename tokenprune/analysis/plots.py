@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def entropy(
     if known is not None:
         axes.axvline(known + 0.5, color="black", linewidth=1.6, label=f"ECL of the model: {known}")
     axes.set(xlabel="layer", ylabel="matrix entropy (nats)", title=title)
-    _whole(axes)
+    _across(axes, layers)
     axes.legend(title="band: 95 % over prompts" if summary["prompts"] > 1 else None)
     return _png(figure)
 
@@ -84,7 +84,7 @@ def horizon(summaries: Mapping[str, Mapping[str, Any]], layers: Sequence[int], t
     axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"{threshold:.0%} of the maximum")
     axes.set(xlabel="layer (blocks that saw every token)", ylabel="mean |information|, share of maximum", title=title)
     axes.set_ylim(bottom=0)
-    _whole(axes)
+    _across(axes, layers)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return _png(figure)
 
@@ -141,7 +141,7 @@ def lines(
     if level is not None:
         axes.axhline(level[1], color="0.4", linestyle="--", linewidth=1, label=level[0])
     axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
-    _whole(axes)
+    _across(axes, (x for line in points.values() for x, _ in line))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return _png(figure)
 
@@ -183,8 +183,13 @@ def _figure(width: float, height: float) -> Any:
     return need().figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def _whole(axes: Any) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+def _across(axes: Any, values: Iterable[float]) -> None:
+    """Whole ticks over these x as far as they go; if there is one x only, its own."""
+    low, *others = set(values)
+    if others:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    else:
+        axes.set(xlim=(low - 1, low + 1), xticks=[low], xticklabels=[f"{low:.4g}"])
     axes.grid(alpha=0.3)
 
 

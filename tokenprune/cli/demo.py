@@ -72,7 +72,8 @@ def demo(
         "\n  tokenprune sweep -r entropyprune prune.0.scorer.normalize=rows,none \\"
         "\n    prune.0.scorer.prefer=high,low prune.0.schedule.layer=1,2 --budget 1/3"
     )
-    pruning.report(output / "report.html", [picture], inputs)
+    *_, (kind, question) = asked.items()
+    pruning.report(output / "report.html", [picture], inputs, question=question, answer=sides[1].answers[kind])
     say(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
     if any(side.measured.plan for side in sides):
         panels = [(side.left, f"{side.name}\n{list(side.answers.values())[-1]}") for side in sides]

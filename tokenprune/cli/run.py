@@ -104,14 +104,14 @@ def generate(
         print(loaded.answer(inputs, max_new_tokens))
         return
     with prune(loaded.model, built, budget=wanted, processor=loaded.processor) as pruning:
-        print(loaded.answer(inputs, max_new_tokens))
+        print(answer := loaded.answer(inputs, max_new_tokens))
     shown: list[Shown] = [*images, *videos]  # the order in which they are asked about
     print(pruning.report(), file=sys.stderr)
     if pruning.state is not None and not pruning.state.stages:
         count = pruning.state.counts[0]
         print(f"nothing was dropped: {built.name} keeps all {count} visual tokens of this prompt", file=sys.stderr)
     if report is not None:
-        pruning.report(report, shown, inputs)
+        pruning.report(report, shown, inputs, question=prompt, answer=answer)
     if overlay is not None:
         save(pruning.overlay(shown[0], inputs), overlay)
 
