@@ -25,10 +25,10 @@ from ..analysis import ecl as layers
 from ..api import Pruning, prune
 from ..budget import read
 from ..errors import TokenpruneError, UnknownNameError
-from ..files import write
+from ..files import check_output, write
 from ..interfaces import Calibration
 from ..loading import DTYPES, Loaded, load_model
-from ..media import pictures, read_image, read_video, save
+from ..media import check_picture, pictures, read_image, read_video, save
 from ..overlay import Shown
 from ..pico import scenes
 from ..recipe import Recipe, load
@@ -75,10 +75,11 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
     overlay: Annotated[
-        Path | None, typer.Option(help="Write a PNG of what survived of the first picture or video.")
+        Path | None, typer.Option(dir_okay=False, help="Write a PNG of what survived of the first picture or video.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write an HTML file: what was kept and what it cost, overlays, scores.")
+        Path | None,
+        typer.Option(dir_okay=False, help="Write an HTML file: what was kept and what it cost, overlays, scores."),
     ] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
@@ -90,6 +91,10 @@ def generate(
         raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
     if report is not None and not recipe:
         raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
+    if overlay is not None:
+        check_picture(overlay)
+    if report is not None:
+        check_output(report)
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -116,7 +121,9 @@ def calibrate(
     images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A folder of pictures.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Use at most this many pictures.")] = 32,
     prompt: Annotated[str, typer.Option(help="The question asked about each.")] = "Describe the picture.",
-    output: Annotated[Path | None, typer.Option(help="Write YAML: as in configs/ecl/, or a recipe.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write YAML: as in configs/ecl/, or a recipe.")
+    ] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
@@ -129,6 +136,8 @@ def calibrate(
     given = _given(method, fit, settings or [])
     if images is None and model != "pico":
         raise typer.BadParameter("give a folder of pictures (only pico can draw its own)", param_hint="--images")
+    if output is not None:
+        check_output(output)
     if images is not None:
         shown = [read_image(path) for path in pictures(images)[:limit]]
     else:
@@ -196,7 +205,7 @@ def demo(
     recipe: Annotated[str, typer.Option("--recipe", "-r")] = "entropyprune",
     budget: BudgetOption = None,
     output: Annotated[
-        Path, typer.Option(help="Folder for the picture, the overlay and the report; not with --web.")
+        Path, typer.Option(file_okay=False, help="Folder for the picture, the overlay and the report; not with --web.")
     ] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
     model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
@@ -210,12 +219,12 @@ def demo(
         return
     built = load(recipe)
     wanted = read(budget) if budget is not None else None
+    check_output(output, folder=True)
     loaded = load_model(model)
-    output.mkdir(parents=True, exist_ok=True)
     if image is None:
         scene = next(iter(scenes.held_out(seed)))
         picture, asked = scene.picture, {q.kind: (q.text, q.answer) for q in scene.questions}
-        picture.save(output / "picture.png")
+        save(picture, output / "picture.png")
     else:
         picture = read_image(image)
         asked = {kind: (text, "") for kind, text in OPEN_QUESTIONS.items()}
@@ -243,8 +252,7 @@ def demo(
     pruning.report(output / "report.html", [picture], inputs)
     console.print(f"the last question's stages and scores: {output / 'report.html'}")
     if pruning.state is not None and pruning.state.views:
-        both = side_by_side(picture, pruning.overlay(picture, inputs))
-        both.save(output / "overlay.png")
+        save(side_by_side(picture, pruning.overlay(picture, inputs)), output / "overlay.png")
         console.print(f"what survived of its picture: {output / 'overlay.png'}")
 
 
