@@ -240,17 +240,27 @@ def test_bad_usage(capsys: pytest.CaptureFixture[str], case: str, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_it_is_said_before_the_run(
+def test_numbers_do_not_need_matplotlib(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """One line says what is missing, and a picture of older numbers does not stay beside new ones."""
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for arguments in (("bench", "pico"), ("sweep",)):
-        code, _, err = run(capsys, *arguments, "-r", "fastv", "--output", str(tmp_path / "out"))
-        assert code == 1
-        assert "tokenprune-mllm[viz]" in err
-    assert not (tmp_path / "out").exists()
+    few = {
+        "bench": (("pico", "--runs", "1", "--new-tokens", "2"), {"bench.json", "bench.md"}, "bench.png"),
+        "sweep": (("--limit", "1"), {"sweep.json", "sweep.csv", "sweep.md", "rows"}, "accuracy-flops.png"),
+    }
+    for command, (options, written, figure) in few.items():
+        output = tmp_path / command
+        output.mkdir()
+        (output / figure).write_text("of older numbers")
+        code, out, err = run(capsys, command, *options, "-r", "fastv", "--output", str(output))
+        assert code == 0
+        assert {path.name for path in output.iterdir()} == written
+        assert figure not in out
+        (line,) = [line for line in err.splitlines() if "figures" in line]
+        assert line.endswith("pip install matplotlib, and run the same command again")
 
 
 def test_many_lines_stay_apart() -> None:

@@ -253,13 +253,25 @@ def test_overlays_and_reports_of_every_family(
 
 
 def test_an_overlay_that_cannot_be_written(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
-    for name in ("nowhere/o.png", "o.txt"):
+    """Before the model is asked."""
+    (tmp_path / "file").write_text("mine")
+    for name, message in (("file/o.png", "file is no folder"), ("o.txt", "cannot write the picture")):
         code, out, err = run(
             capsys, "generate", "pico", "--image", picture, "--prompt", "x", "-r", "fastv", "--overlay",
             str(tmp_path / name),
         )  # fmt: skip
-        assert (code, err.count("error: cannot write the picture")) == (1, 1)
-        assert out
+        assert (code, err.count("error: cannot write ")) == (1, 1)
+        assert message in err
+        assert not out
+
+
+def test_an_overlay_makes_its_folder(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "new" / "o.png"
+    arguments = ("generate", "pico", "--image", picture, "--prompt", "x", "-r", "fastv", "--overlay", str(overlay))
+    code, out, _ = run(capsys, *arguments)
+    assert (code, bool(out)) == (0, True)
+    with Image.open(overlay) as drawn:
+        assert drawn.format == "PNG"
 
 
 def test_generate_and_explain_agree_on_a_budget(capsys: pytest.CaptureFixture[str], picture: str) -> None:

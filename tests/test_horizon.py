@@ -161,12 +161,17 @@ def test_a_killed_run_goes_on_and_ends_the_same(
         return measure(*args)
 
     monkeypatch.setattr(horizon, "row", killed)
-    assert run(capsys, *OPTIONS, "--output", str(cut))[0] != 0
-    assert [path.name for path in cut.iterdir()] == ["horizon.jsonl"]
-    assert all(json.loads(line) for line in (cut / "horizon.jsonl").read_text().splitlines())
+    code, _, err = run(capsys, *OPTIONS, "--output", str(cut))
+    assert code == 130
+    assert f"stay in {cut}/rows, the same command goes on" in err
+    assert [path.name for path in cut.iterdir()] == ["rows"]
+    assert all(json.loads(path.read_text()) for path in (cut / "rows").iterdir())
     assert run(capsys, *OPTIONS, "--output", str(cut))[0] == 0
     assert len(count) == 3 + 3  # two were there
-    for name in ("horizon.json", "horizon.jsonl"):
+    numbers = [sorted(path.relative_to(folder) for path in folder.rglob("*.json")) for folder in (cut, whole)]
+    assert numbers[0] == numbers[1]
+    assert len(numbers[0]) == 1 + 5 + 5  # with the oracle's
+    for name in numbers[0]:
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     for name in ("horizon", "heatmaps"):
         with Image.open(whole / f"{name}.png") as picture:

@@ -13,6 +13,7 @@ import pytest
 from tokenprune.loading import load_model
 from tokenprune.pico.scenes import KINDS
 from tokenprune.pico.task import Task
+from tokenprune.registry import registry
 
 ROOT = Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location("leaderboard", ROOT / "benchmarks" / "pico" / "leaderboard.py")
@@ -128,3 +129,51 @@ def test_a_second_run_goes_on_and_ends_with_the_same_bytes(
     assert [(row["recipe"], row["budget"]) for row in rows] == [
         ("fastv", "1/2"), ("fastv", "1/9"), ("random", "1/2"), ("random", "1/9"),
     ]  # fmt: skip
+
+
+def test_rows_of_the_json_stay_and_others_join_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has the JSON and no cells: only what it lacks is measured, and what that is held against."""
+    known = ["fastv", "random", "random-in-tower"]
+    entries = registry().entries["recipe"]
+    monkeypatch.setitem(registry().entries, "recipe", {name: entries[name] for name in known})  # type: ignore[arg-type]
+    out, page = tmp_path / "out.json", tmp_path / "page.md"
+    arguments = ["--budgets", "1/2", "--limit", "3", "--threads", "1", "--json", str(out), "--page", str(page)]
+    leaderboard.main([*arguments, "--cells", str(tmp_path / "one")])
+    assert "4 of 4 cells measured now" in capsys.readouterr().out
+    before = json.loads(out.read_text())
+    before["cells"][0]["accuracy"]["all"] = 0.123  # not measured again
+    out.write_text(json.dumps(before))
+    leaderboard.main([*arguments, "--cells", str(tmp_path / "none")])
+    assert "0 of 4 cells measured now" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+    assert json.loads(out.read_text()) == before
+
+    registry().entries["recipe"]["tome"] = entries["tome"]
+    leaderboard.main([*arguments, "--cells", str(tmp_path / "two")])
+    assert "4 of 5 cells measured now" in capsys.readouterr().out
+    after = json.loads(out.read_text())
+    assert after["cells"][:3] == before["cells"]
+    assert after["cells"][3]["recipe"] == "tome"
+    assert "against_random" in after["cells"][3]
+    assert "`tome`" in page.read_text()
+
+    leaderboard.main([*arguments, "--cells", str(tmp_path / "two"), "--recipes", "fastv"])  # asked for by name
+    assert "1 of 5 cells measured now" in capsys.readouterr().out
+    assert json.loads(out.read_text())["cells"][0]["accuracy"]["all"] != 0.123
+
+    after["unpruned"]["accuracy"]["all"] = 0.5
+    out.write_text(json.dumps(after))
+    with pytest.raises(SystemExit, match=r"the unpruned model at budget all came out otherwise than in .*out\.json"):
+        leaderboard.main([*arguments, "--cells", str(tmp_path / "two"), "--recipes", "fastv"])
+    assert json.loads(out.read_text()) == after
+
+
+def test_the_json_of_the_repository_is_one_to_go_on_from() -> None:
+    """Every registered recipe has its rows there under the settings of a run without options, or is measured by it."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "pico-leaderboard.json").read_text())
+    assert result["settings"] == {**SETTINGS, "limit": 500, "budgets": list(leaderboard.BUDGETS)}
+    there = leaderboard.places(result)
+    lacking = {name for name, _ in leaderboard.to_measure(None, leaderboard.BUDGETS, there)}
+    assert not lacking & ({name for name, _ in there} - {None, "random", "random-in-tower"})

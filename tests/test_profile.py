@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from test_cli import run
 from test_ecl import explicit
 
 import tokenprune
-from tokenprune import files
-from tokenprune.analysis import ecl, profile
-from tokenprune.errors import LayerError, TokenpruneError
+from tokenprune.analysis import ecl, horizon, profile
+from tokenprune.errors import LayerError
 from tokenprune.pico import scenes
 from tokenprune.registry import registry
 
@@ -121,41 +121,12 @@ def test_the_layers_shown_by_default(depth: int, layers: list[int]) -> None:
     assert profile.default_layers(depth) == layers
 
 
-# -- rows ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tail", [b"", b'{"key": "b", "x"', b"\x00\xff\n", b"[]\n", b'{"key": "b"}'])
-def test_rows_survive_a_cut_tail(tail: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "rows.jsonl"
-    files.Rows(path, {"seed": 1}).add("a", {"x": [1.5]})
-    whole = path.read_bytes()
-    path.write_bytes(whole + tail)
-    rows = files.Rows(path, {"seed": 1})
-    assert path.read_bytes() == whole
-    assert "a" in rows
-    assert "b" not in rows
-    rows.add("b", {"x": [2]})
-    again = files.Rows(path, {"seed": 1})
-    assert [again[key]["x"] for key in ("b", "a")] == [[2], [1.5]]
-
-
-@pytest.mark.parametrize("content", ['{"seed": 2}\n', "", "notes\n", '{"seed": 1, "more": 2}\n'])
-def test_rows_of_other_settings_are_left_alone(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(content)
-    with pytest.raises(TokenpruneError, match="other settings"):
-        files.Rows(path, {"seed": 1})
-    assert path.read_text() == content
-
-
-def test_a_file_that_cannot_be_written_is_not_begun(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(TokenpruneError, match="cannot write"):
-        files.write(tmp_path / "folder", "text")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
 # -- the command -----------------------------------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Of all files that hold numbers."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.json"))}
 
 
 def command(capsys: pytest.CaptureFixture[str], output: Path, *more: str) -> tuple[int, str, str]:
@@ -183,21 +154,24 @@ def test_a_killed_run_goes_on_and_ends_the_same(
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert command(capsys, whole)[0] == 0
-    assert {path.name for path in whole.iterdir()} == {"profile.jsonl", "profile.json", "entropy.png", "spectra.png"}
+    assert {path.name for path in whole.iterdir()} == {"rows", "profile.json", "entropy.png", "spectra.png"}
     for name in ("entropy", "spectra"):
         with Image.open(whole / f"{name}.png") as picture:
             assert picture.size[0] > 900
     measured[:] = [-3]
-    assert command(capsys, cut)[0] != 0
-    assert [path.name for path in cut.iterdir()] == ["profile.jsonl"]
-    assert len([json.loads(line) for line in (cut / "profile.jsonl").read_text().splitlines()]) == 3
-    with (cut / "profile.jsonl").open("a") as file:
-        file.write('{"key": "2", "tok')
+    code, _, err = command(capsys, cut)
+    assert code == 130
+    assert err.splitlines()[-1] == (
+        f"interrupted: rows that are done stay in {cut}/rows, the same command goes on from there"
+    )
+    assert [path.name for path in cut.iterdir()] == ["rows"]
+    first, second = sorted((cut / "rows").iterdir())
+    assert json.loads(first.read_text())["row"]["tokens"] == 144
+    second.write_text(second.read_text()[:-30])
     measured[:] = []
     assert command(capsys, cut)[0] == 0
-    assert len(measured) == 1
-    for name in ("profile.json", "profile.jsonl"):
-        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert len(measured) == 2  # the one that was cut short, and the third
+    assert content(cut) == content(whole)
     result = json.loads((cut / "profile.json").read_text())
     assert result["prompts"] == 3
     assert result["tokens"] == [144, 144]
@@ -274,17 +248,69 @@ def test_bad_input_is_one_message_and_nothing_is_written(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["profile", "horizon"])
-def test_without_matplotlib_it_says_what_to_install(
-    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_at_once_end_with_the_numbers_of_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Real processes with one output folder; one of them measures in the other's rows."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert command(capsys, alone)[0] == 0
+    code = "import sys, torch; torch.set_num_threads(1); from tokenprune.cli import main; main(sys.argv[1:])"
+    arguments = ["profile", "pico", "--limit", "3", "--seed", "1", "--output", str(shared)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    assert [(process.communicate(timeout=300)[1].count("rror"), process.returncode) for process in both] == [(0, 0)] * 2
+    assert content(shared) == content(alone)
+    assert {path.name for path in shared.iterdir()} == {"rows", "profile.json", "entropy.png", "spectra.png"}
+
+
+def test_results_of_another_run_that_ended_meanwhile_stay(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in [module for module in sys.modules if module.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, _, err = run(capsys, name, "pico", "--output", str(tmp_path / "out"))
+    """It had begun in the same folder under other settings."""
+    measure = profile.row
+
+    def meanwhile(*args: Any) -> dict[str, Any]:
+        (tmp_path / "profile.json").write_text('{"settings": {"seed": 7}}')
+        return measure(*args)
+
+    monkeypatch.setattr(profile, "row", meanwhile)
+    code, _, err = command(capsys, tmp_path)
     assert code == 1
-    assert "pip install tokenprune-mllm[viz]" in err
-    assert not (tmp_path / "out").exists()
+    assert "holds results of other settings (" in err
+    assert json.loads((tmp_path / "profile.json").read_text()) == {"settings": {"seed": 7}}
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"), [("profile", ["entropy", "spectra"]), ("horizon", ["horizon", "heatmaps"])]
+)
+def test_numbers_do_not_need_matplotlib(
+    name: str,
+    figures: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One line says what is missing; with it, the same command draws from the rows that are there."""
+    arguments = [name, "pico", "--limit", "1", "--output", str(tmp_path)]
+    arguments += ["--layers", "5", "--window", "12"] if name == "horizon" else []
+    (tmp_path / f"{figures[0]}.png").write_text("of older numbers")
+    with monkeypatch.context() as without:
+        for module in [module for module in sys.modules if module.split(".")[0] == "matplotlib"]:
+            without.delitem(sys.modules, module)
+        without.setitem(sys.modules, "matplotlib", None)
+        code, out, err = run(capsys, *arguments)
+    assert code == 0
+    assert f"wrote {name}.json to {tmp_path}" in out
+    (line,) = [line for line in err.splitlines() if "figures" in line]
+    assert line.endswith("pip install matplotlib, and run the same command again")
+    numbers = content(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"rows", f"{name}.json"}
+    monkeypatch.setattr({"profile": profile, "horizon": horizon}[name], "row", lambda *args: pytest.fail("is there"))
+    code, out, err = run(capsys, *arguments)
+    assert (code, "figures" in err) == (0, False)
+    assert content(tmp_path) == numbers
+    for figure in figures:
+        with Image.open(tmp_path / f"{figure}.png") as picture:
+            assert picture.size[0] > 500
 
 
 def test_depth_of_the_tiny_models() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,30 @@ def test_a_row_that_cannot_be_read_is_made_anew(tmp_path: Path) -> None:
     victim = next((tmp_path / "rows").iterdir())
     victim.write_text("{")
     assert finish(tmp_path) == whole
+
+
+def test_combinations_that_build_the_same_are_one_row(tmp_path: Path) -> None:
+    """Under the name that came first; a count is no share, and another recipe no other name of this one."""
+    work = "{scorer: random, schedule: {name: fixed, layer: 2, keep: 1}}"
+    (tmp_path / "mine.yaml").write_text(f"prune: [{work}]\n")
+    mine = str(tmp_path / "mine.yaml")
+    keeps = "prune.0.schedule.keep=0.5,0.50,5.0e-1,1,1.0"
+    found = combinations([mine, mine, "fastv", "fastv"], [keeps], "1/2,0.5,2/4,1,1.0,1/1")
+    assert [(one.recipe, one.settings[0].partition("=")[2], one.budget) for one in found[1:]] == [
+        (recipe, keep, budget) for recipe in (mine, "fastv") for keep in ("0.5", "1", "1.0")
+        for budget in ("1/2", "1", "1.0")
+    ]  # fmt: skip
+    default = load("fastv").passes[0].schedule.layer  # type: ignore[attr-defined]
+    assert len(combinations(["fastv"], [f"prune.0.schedule.layer={default},{default}"])) == 2
+
+
+def test_numbers_do_not_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finish(tmp_path / "whole")
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert finish(tmp_path / "few") == {name: content for name, content in whole.items() if not name.endswith(".png")}
+    assert len([name for name in whole if name.endswith(".png")]) == 2
 
 
 def test_impossible_combinations_are_rows(tmp_path: Path) -> None:

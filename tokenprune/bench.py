@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from .analysis import plots
 from .api import Pruning, prune
 from .errors import TokenpruneError
-from .files import markdown, write
+from .files import markdown, write_all
 from .flops import MIB, Geometry
 from .interfaces import Scheduler, Scorer, TowerScorer
 from .loading import encode, without_pixels
@@ -431,7 +432,7 @@ known on GPUs. Answers have {new_tokens} tokens, whatever they say.
 
 
 def save(found: Sequence[Measured], folder: Path, settings: Mapping[str, Any]) -> list[Path]:
-    """JSON, Markdown and a picture; returns what was written."""
+    """JSON, Markdown and, where there is matplotlib, a picture; returns what was written."""
     rows = [{**asdict(one), "plan": {str(layer): kept for layer, kept in one.plan.items()}} for one in found]
     listed = "".join(f"- {key}: {value}\n" for key, value in settings.items() if value is not None)
     notes = NOTES.format(**settings)
@@ -442,11 +443,9 @@ def save(found: Sequence[Measured], folder: Path, settings: Mapping[str, Any]) -
     }
     ratios = {"measured": [one.speed_up for one in found], "bound of the FLOPs": [one.bound for one in found]}
     labels = (f"milliseconds, {settings['new_tokens']} tokens", "prefill, times as fast as unpruned")
-    results: dict[str, str | bytes] = {
+    results = {
         "bench.json": json.dumps({"settings": dict(settings), "rows": rows}, indent=1) + "\n",
         "bench.md": f"# {settings['model']}\n\n{listed}\n{markdown(HEADER, table(found))}{notes}",
-        "bench.png": plots.bars([one.name for one in found], phases, ratios, labels, str(settings["model"])),
     }
-    for name, content in results.items():
-        write(folder / name, content)
-    return [folder / name for name in results]
+    picture = partial(plots.bars, [one.name for one in found], phases, ratios, labels, str(settings["model"]))
+    return [*write_all(folder, results), *write_all(folder, plots.draw({"bench.png": picture}))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
+from . import files
 from .errors import MediaError
 
 T = TypeVar("T")
@@ -46,12 +48,27 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
+def check_picture(path: Path) -> str:
+    """The format of a picture to be written, by its file's ending; nothing is written yet.
+
+    Raises TokenpruneError if there is no such format or the file cannot be written.
+    """
+    Image.init()
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise MediaError(f"cannot write the picture {path}: no format is known by {path.suffix!r}, end it in .png say")
+    files.check_output(path)
+    return kind
+
+
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture in the format of its file's ending. Raises MediaError if that cannot be done."""
+    """Write a picture in the format of its file's ending; its folder is made. TokenpruneError if that cannot be."""
+    kind, file = check_picture(path), io.BytesIO()
     try:
-        picture.save(path)
+        picture.save(file, kind)
     except (OSError, ValueError) as error:
         raise MediaError(f"cannot write the picture {path}: {error}") from error
+    files.write(path, file.getvalue())
 
 
 def _open(path: Path, read: Callable[[Image.Image], T]) -> T:

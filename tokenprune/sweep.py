@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .analysis import plots
 from .budget import read
 from .errors import BudgetError, LayerError, RecipeError
-from .files import markdown, read_json, write, write_json
+from .files import Rows, markdown, write_all
 from .pico.task import Answers
 from .recipe import load
 
@@ -76,6 +77,8 @@ def split(text: str) -> list[str]:
 def combinations(recipes: Sequence[str], settings: Sequence[str] = (), budgets: str | None = None) -> list[Combination]:
     """Nothing pruned, then all combinations of recipes, comma lists of values and budgets, in the order given.
 
+    Those that build the same recipe with the same budget are one, under the name that came first.
+
     Raises:
         RecipeError: some of them is no recipe; the message says every fault of all of them.
         BudgetError: a budget means nothing.
@@ -85,21 +88,27 @@ def combinations(recipes: Sequence[str], settings: Sequence[str] = (), budgets: 
         key, equals, values = line.partition("=")
         choices.append([f"{key}={value}" for value in split(values)] if equals else [line])
     budget: list[str | None] = [*split(budgets)] if budgets is not None else [None]
-    for one in budget:
-        if one is not None:
-            read(one)
+    limits = {limit: None if limit is None else _meant(limit) for limit in budget}
     problems: dict[str, None] = {}
-    found = []
+    found: dict[tuple[str, str | None], Combination] = {}
     for name in recipes:
         for chosen in itertools.product(*choices):
             try:
-                load(name, *chosen)
+                built = repr(load(name, *chosen))  # 1 == 1.0, but one is a token and the other all of them
             except RecipeError as error:
                 problems |= dict.fromkeys(f"{name}: {problem}" for problem in error.problems)
-            found += [Combination(name, chosen, limit) for limit in budget]
+                continue
+            for limit, meant in limits.items():
+                found.setdefault((built, meant), Combination(name, chosen, limit))
     if problems:
         raise RecipeError("sweep", list(problems))
-    return [Combination(None), *dict.fromkeys(found)]
+    return [Combination(None), *found.values()]
+
+
+def _meant(budget: str) -> str:
+    """One spelling of a budget: `1/2` and `0.5` are the same share. Raises BudgetError."""
+    wanted = read(budget)
+    return f"{wanted} tokens" if isinstance(wanted, int) else f"{Fraction(str(wanted))} of them"
 
 
 def run(
@@ -116,21 +125,12 @@ def run(
         folder: of the sweep.
         settings: everything else that the numbers depend on: a row made under other ones is made anew.
     """
+    rows = Rows(folder / "rows", settings)
     for one in wanted:
-        path = folder / "rows" / f"{_file(one, settings)}.json"
-        row = read_json(path)
-        if row is None:
-            row = _row(one, answer)
-            write_json(path, row)
-        yield row
-
-
-def _file(one: Combination, settings: Mapping[str, Any]) -> str:
-    """A readable name, and a digest of all that the row depends on."""
-    built = repr(load(one.recipe, *one.settings)) if one.recipe is not None else ""
-    known = json.dumps([one.name, built, one.budget, dict(settings)], sort_keys=True)
-    readable = re.sub(r"[^A-Za-z0-9=.]+", "-", one.name)[:60].strip("-")
-    return f"{readable}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
+        key = one.name if one.recipe is None else f"{one.name}: {load(one.recipe, *one.settings)!r}"
+        if key not in rows:
+            rows.add(key, _row(one, answer))
+        yield rows[key]
 
 
 def _row(one: Combination, answer: Callable[[Combination], Answers]) -> Row:
@@ -184,23 +184,25 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def save(rows: Sequence[Row], folder: Path, settings: Mapping[str, Any]) -> list[Path]:
-    """JSON, CSV, Markdown and the two plots; returns what was written."""
-    results: dict[str, str | bytes] = {
+    """JSON, CSV, Markdown and, where there is matplotlib, the two plots; returns what was written."""
+    results = {
         "sweep.json": json.dumps({"settings": dict(settings), "rows": list(rows)}, indent=1) + "\n",
         "sweep.csv": as_csv(rows),
         "sweep.md": markdown(*table(rows)),
-        **plot(rows, f"{settings['model']}: {settings['limit']} questions of each kind"),
     }
-    for name, content in results.items():
-        write(folder / name, content)
-    return [folder / name for name in results]
+    written = write_all(folder, results)
+    figures = plot(rows, f"{settings['model']}: {settings['limit']} questions of each kind")
+    return [*written, *write_all(folder, figures)]
 
 
-def plot(rows: Sequence[Row], title: str) -> dict[str, bytes]:
-    """Accuracy over the first layer that drops tokens (Fig. 5 of arXiv 2602.17196) and over the FLOPs left."""
+def plot(rows: Sequence[Row], title: str) -> dict[str, bytes | None]:
+    """Accuracy over the first layer that drops tokens (Fig. 5 of arXiv 2602.17196) and over the FLOPs left.
+
+    By the names of their files; None without matplotlib.
+    """
     done = [row for row in rows if "accuracy" in row]
     level = next(((UNPRUNED, _accuracy(row)) for row in done if row["recipe"] is None), None)
-    found = {}
+    found: dict[str, Callable[[], bytes]] = {}
     for name, label, x, without in (
         ("accuracy-layer", "first layer that drops visual tokens", _first_layer, ("layer", "layers")),
         ("accuracy-flops", "decoder prefill FLOPs left (%)", _flops, ("keep", "average", "ratio", "budget")),
@@ -212,8 +214,8 @@ def plot(rows: Sequence[Row], title: str) -> dict[str, bytes]:
                 points.setdefault(one.spell(*without), []).append((x(row), _accuracy(row)))
         if points:
             joined = {key: sorted(line) for key, line in points.items()}
-            found[f"{name}.png"] = plots.lines(joined, (label, "exact answers (%)"), title, level)
-    return found
+            found[f"{name}.png"] = partial(plots.lines, joined, (label, "exact answers (%)"), title, level)
+    return plots.draw(found)
 
 
 def _accuracy(row: Row) -> float:

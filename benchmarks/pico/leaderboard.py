@@ -2,16 +2,18 @@
 
     python benchmarks/pico/leaderboard.py
 
-One file per recipe and budget is written as it is done, and a second run goes on from there. `--limit` questions of
-each kind are asked; intervals are 95 % of bootstrap samples of scenes, the same for all recipes.
+What the JSON of the same settings has is not measured again, except the recipes named by `--recipes`; its other rows
+stay as they are. One file per recipe and budget is written as it is done, and a run that was killed goes on from there.
+`--limit` questions of each kind are asked; intervals are 95 % of bootstrap samples of scenes, the same for all recipes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from rich.progress import Progress
 
 from tokenprune.budget import read
 from tokenprune.errors import BudgetError, LayerError, TokenpruneError
-from tokenprune.files import markdown, read_json, write, write_json
-from tokenprune.loading import load_model
+from tokenprune.files import Rows, check_output, markdown, read_json, write, write_json
+from tokenprune.loading import PICO, load_model
 from tokenprune.pico.scenes import KINDS
 from tokenprune.pico.task import Task
 from tokenprune.recipe import load
@@ -35,13 +37,42 @@ SAMPLES = 2000
 RANDOM, IN_TOWER = "random", "random-in-tower"
 """What recipes are held against: in the decoder, and inside the vision tower."""
 Cell = dict[str, Any]
+Place = tuple[str | None, str | None]
+"""Recipe and budget of a cell."""
 
 
-def path_of(folder: Path, recipe: str | None, budget: str | None, limit: int, seed: int) -> Path:
-    """Of a cell; another recipe file, number of questions or seed is another cell."""
-    known = f"{recipe and load(recipe)!r} {budget} {limit} {seed}"
-    readable = "-".join([recipe or "unpruned", *([budget.replace("/", "of")] if budget else [])])
-    return folder / f"{readable}-{hashlib.sha256(known.encode()).hexdigest()[:8]}.json"
+def key_of(recipe: str | None, budget: str | None) -> str:
+    """Of a cell; another recipe file is another cell."""
+    return f"{recipe or 'unpruned'} {(budget or 'all').replace('/', 'of')}: {recipe and load(recipe)!r}"
+
+
+def places(result: dict[str, Any]) -> dict[Place, Cell]:
+    """Rows of a result, the unpruned one first."""
+    return {(cell["recipe"], cell["budget"]): cell for cell in [result["unpruned"], *result["cells"]]}
+
+
+def to_measure(recipes: Sequence[str] | None, budgets: Sequence[str], before: Collection[Place] = ()) -> list[Place]:
+    """Cells of these recipes, by default of all that have none yet, and of what they are held against."""
+    names = [name for name in registry().entries["recipe"] if any((name, budget) not in before for budget in budgets)]
+    names = list(recipes or names)
+    if not names and before:
+        return []
+    against = [RANDOM, IN_TOWER] if any(load(name).tower for name in names) else [RANDOM]
+    return [(None, None), *((name, budget) for name in dict.fromkeys([*names, *against]) for budget in budgets)]
+
+
+def joined(before: dict[Place, Cell], measured: dict[Place, Cell], path: Path) -> dict[Place, Cell]:
+    """Rows of the file with those measured now in their places; new ones follow.
+
+    Rows that stay were held against what was measured anew: that must have come out the same.
+    """
+    for place in before.keys() & measured.keys():
+        if place[0] in (None, RANDOM, IN_TOWER) and json.dumps(before[place]) != json.dumps(measured[place]):
+            raise SystemExit(
+                f"{place[0] or 'the unpruned model'} at budget {place[1] or 'all'} came out otherwise than in {path}: "
+                "another model, code or machine made its rows. Delete that file to measure all of them anew"
+            )
+    return {**before, **measured}
 
 
 def measure(task: Task, recipe: str | None, budget: str | None, done: Callable[[], object] = lambda: None) -> Cell:
@@ -180,7 +211,11 @@ def _line(cell: Cell) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is not measured yet, write the JSON and the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", help="all by default; random is always among them")
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        help="measured even if the JSON has them; by default those it lacks, and what they are held against",
+    )
     parser.add_argument("--budgets", nargs="+", default=list(BUDGETS))
     parser.add_argument("--limit", type=int, default=500, help="questions of each kind")
     parser.add_argument("--seed", type=int, default=31)
@@ -191,28 +226,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "leaderboard.md")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    names = dict.fromkeys(args.recipes or registry().entries["recipe"])
-    wanted: list[tuple[str | None, str | None]] = [(None, None)]
-    wanted += [(name, budget) for name in {**names, RANDOM: None} for budget in args.budgets]
-    paths = [path_of(args.cells, *cell, args.limit, args.seed) for cell in wanted]
-    missing = [i for i, path in enumerate(paths) if read_json(path) is None]
+    for path, folder in ((args.cells, True), (args.json, False), (args.page, False)):
+        check_output(path, folder)
+    settings = {"model": "pico", "limit": args.limit, "seed": args.seed, "budgets": args.budgets, "samples": SAMPLES}
+    there = read_json(args.json)
+    before = places(there) if isinstance(there, dict) and there.get("settings") == settings else {}
+    weights = hashlib.sha256((PICO / "model.safetensors").read_bytes()).hexdigest()
+    rows = Rows(args.cells, {"command": "leaderboard", "weights": weights, "limit": args.limit, "seed": args.seed})
+    wanted = to_measure(args.recipes, args.budgets, before)
+    missing = [place for place in wanted if key_of(*place) not in rows]
     took = []
     if missing:
         task = Task(load_model("pico"), args.limit, args.seed, args.batch)
         with Progress(console=Console(stderr=True)) as progress:
             bar = progress.add_task("cells", total=len(missing) * len(task))
-            for number, i in enumerate(missing, start=1):
+            for number, place in enumerate(missing, start=1):
                 start = time.perf_counter()
-                cell = measure(task, *wanted[i], lambda: progress.advance(bar))
-                write_json(paths[i], cell)
+                cell = measure(task, *place, lambda: progress.advance(bar))
+                rows.add(key_of(*place), cell)
                 progress.update(bar, completed=number * len(task))
                 if "right" in cell:
                     took.append(time.perf_counter() - start)
-    settings = {"model": "pico", "limit": args.limit, "seed": args.seed, "budgets": args.budgets, "samples": SAMPLES}
-    result = summary([read_json(path) for path in paths], settings)
+    cells = before
+    if wanted:
+        measured = summary([rows[key_of(*place)] for place in wanted], settings)
+        cells = joined(before, places(measured), args.json)
+    result = {"settings": settings, "unpruned": cells[None, None], "cells": [cells[at] for at in cells if at[0]]}
     write_json(args.json, result)
     write(args.page, page(result))
-    print(f"{len(missing)} of {len(wanted)} cells measured now; {args.json} and {args.page} written")
+    print(f"{len(missing)} of {len(cells)} cells measured now; {args.json} and {args.page} written")
     if took:
         mean = sum(took) / len(took)
         print(f"{mean:.1f} s a cell, {mean * 100 / args.limit:.1f} s for 500 questions")

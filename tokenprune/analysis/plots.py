@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,23 @@ def need() -> Any:
         import matplotlib.cm
         import matplotlib.figure
     except ImportError as error:
-        raise TokenpruneError(f"figures need matplotlib ({error}): pip install tokenprune-mllm[viz]") from error
+        raise TokenpruneError(f"figures need matplotlib ({error}): pip install matplotlib") from error
     return matplotlib
+
+
+def missing() -> str | None:
+    """Why there are no figures and how to get them, in a line; None where there is matplotlib."""
+    try:
+        need()
+    except TokenpruneError as error:
+        return f"figures were left out: {error}, and run the same command again"
+    return None
+
+
+def draw(figures: Mapping[str, Callable[[], bytes]]) -> dict[str, bytes | None]:
+    """Figures by the names of their files; None instead of each where there is no matplotlib."""
+    left_out = missing() is not None
+    return {name: None if left_out else figure() for name, figure in figures.items()}
 
 
 def entropy(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +21,7 @@ from rich.table import Table
 
 from .. import files
 from ..errors import LayerError, MediaError
+from .interrupt import RESUMES, interrupted
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of the
 LayersOption = Annotated[str | None, typer.Option(help="Such as 1,2,16.", show_default=False)]
 
 
+@interrupted(RESUMES)
 def profile(
     model: ModelArgument,
     data: Annotated[str, typer.Option(help="A folder of pictures, or pico (drawn scenes).")] = "pico",
@@ -67,7 +71,7 @@ def profile(
             "inside the vision tower alone",
             param_hint="--recipe",
         )
-    plots.need()
+    files.check_output(output, folder=True)
     loaded = load_model(model, attn, _dtype(dtype), device)
     adapter = registry().adapter(loaded.model.config)
     decoder = adapter.decoder(adapter.base(loaded.model))
@@ -75,7 +79,8 @@ def profile(
     chosen = _layers(layers, 1, depth) or profiles.default_layers(depth)
     settings = {**_settings("profile", loaded, adapter), "data": data, "seed": seed, "ask": ask, "layers": chosen}
     settings |= {} if recipe is None else {"recipe": repr(load(recipe))}
-    rows = files.Rows(output / "profile.jsonl", settings)
+    files.check_settings(output / "profile.json", settings)
+    rows = files.Rows(output / "rows", settings)
     drawn = scenes.held_out(seed)
     for key, path in track(list(shown.items()), description="prefills", console=Console(stderr=True)):
         scene = next(drawn)
@@ -91,13 +96,7 @@ def profile(
     source += "" if recipe is None else f", after {recipe}"
     entry = ecl.Collapse(main["layer"], depth, main["drop"], main["found"]).entry(name, source)
     title = f"{name}, {found['prompts']} pictures of {Path(data).name}" + ("" if recipe is None else f", {recipe}")
-    results: dict[str, str | bytes] = {
-        "profile.json": json.dumps({"settings": settings, **found, "config": entry}) + "\n",
-        "entropy.png": plots.entropy(found, title),
-        "spectra.png": plots.spectra(found, title),
-    }
-    for file, content in results.items():
-        files.write(output / file, content)
+    figures = {"entropy.png": partial(plots.entropy, found, title), "spectra.png": partial(plots.spectra, found, title)}
     table = Table("block", *(f"{state} (nats)" for state in found["states"]), title=title, title_justify="left")
     for block in range(depth):
         cells = [f"{part['entropy'][block]:.4f}" for part in found["states"].values()]
@@ -110,7 +109,7 @@ def profile(
         print(f"{state}: Entropy Collapse Layer: {told}; {each['share']:.1%} of {profiles.DRAWS} bootstrap samples "
               "give this layer")  # fmt: skip
     print(f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}")
-    print(f"wrote profile.json, entropy.png and spectra.png to {output}")
+    _write(output / "profile.json", {"settings": settings, **found, "config": entry}, figures)
 
 
 def _visual(visual: Tensor, pruning: Pruning | None) -> Tensor:
@@ -118,6 +117,7 @@ def _visual(visual: Tensor, pruning: Pruning | None) -> Tensor:
     return visual if pruning is None or pruning.state is None else pruning.state.shown
 
 
+@interrupted(RESUMES)
 def horizon(
     model: ModelArgument,
     task: Annotated[str, typer.Option(help="pico: five questions about each drawn scene.")] = "pico",
@@ -144,7 +144,7 @@ def horizon(
     from ..pico import scenes
     from ..registry import registry
 
-    plots.need()
+    files.check_output(output, folder=True)
     loaded = load_model(model, attn, _dtype(dtype), device)
     adapter = registry().adapter(loaded.model.config)
     depth = len(adapter.blocks(adapter.decoder(adapter.base(loaded.model))))
@@ -159,7 +159,8 @@ def horizon(
     }  # fmt: skip
     if oracle is not None:
         horizons.check_oracle(oracle, n)
-    rows = files.Rows(output / "horizon.jsonl", settings)
+    files.check_settings(output / "horizon.json", settings)
+    rows = files.Rows(output / "rows", settings)
     with Progress(console=Console(stderr=True)) as progress:
         work = progress.add_task("prompts x layers", total=len(asked) * len(chosen))
         for done, (key, scene, question) in enumerate(asked):
@@ -175,7 +176,7 @@ def horizon(
                 kept = horizons.oracle_row(loaded.model, adapter, inputs, token, cut, chosen, rows[key], oracle, seed)
                 rows.add(extra, {"kind": question.kind, **kept})
             progress.update(work, completed=(done + 1) * len(chosen))
-    measured = [rows[key] for key, _, _ in asked]
+    measured = [{"key": key, **rows[key]} for key, _, _ in asked]
     kinds = [kind for kind in scenes.KINDS if any(row["kind"] == kind for row in measured)]
     groups = {**{kind: [row for row in measured if row["kind"] == kind] for kind in kinds}, "all": measured}
     found = {name: horizons.summary(group, chosen, threshold) for name, group in groups.items()}
@@ -199,16 +200,25 @@ def horizon(
         parts = {name: horizons.oracle_summary([told[row["key"]] for row in group]) for name, group in groups.items()}
         result["oracle"] = {"keep": oracle, "kinds": parts}
     title = f"{settings['model']}, {limit} scenes, {window} x {window} tokens"
-    results: dict[str, str | bytes] = {
-        "horizon.json": json.dumps(result) + "\n",
-        "horizon.png": plots.horizon(found, chosen, threshold, title),
-        "heatmaps.png": _heatmaps(asked, rows, cut, chosen, f"{title}: p(only this window) - p(none)"),
+    figures = {
+        "horizon.png": partial(plots.horizon, found, chosen, threshold, title),
+        "heatmaps.png": partial(_heatmaps, asked, rows, cut, chosen, f"{title}: p(only this window) - p(none)"),
     }
-    for file, content in results.items():
-        files.write(output / file, content)
     _print(found, result.get("oracle"), chosen, title)
     print(f"horizon: {result['rule']}")
-    print(f"wrote horizon.json, horizon.png and heatmaps.png to {output}")
+    _write(output / "horizon.json", result, figures)
+
+
+def _write(path: Path, result: Mapping[str, Any], figures: Mapping[str, Callable[[], bytes]]) -> None:
+    """Numbers as JSON and, where there is matplotlib, figures beside them; says what was written."""
+    from ..analysis import plots
+
+    files.check_settings(path, result["settings"])  # another run may have ended there in the meantime
+    files.write(path, json.dumps(result) + "\n")
+    written = [path, *files.write_all(path.parent, plots.draw(figures))]
+    print(f"wrote {', '.join(one.name for one in written)} to {path.parent}")
+    if (why := plots.missing()) is not None:
+        print(why, file=sys.stderr)
 
 
 def _print(found: dict[str, Any], oracle: dict[str, Any] | None, layers: list[int], title: str) -> None:

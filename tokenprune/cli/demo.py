@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from ..files import check_output
 from .catalog import BudgetOption, _spell
 from .tables import say, show
 
@@ -24,7 +25,7 @@ def demo(
     ] = None,
     budget: BudgetOption = None,
     output: Annotated[
-        Path, typer.Option(help="Folder for the picture, the overlay and the report; not with --web.")
+        Path, typer.Option(file_okay=False, help="Folder for the picture, the overlay and the report; not with --web.")
     ] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Which scene is drawn.")] = 0,
     model: Annotated[str, typer.Option(help="As in generate.")] = "pico",
@@ -36,7 +37,7 @@ def demo(
     from .. import demo as demos
     from ..budget import read
     from ..loading import load_model
-    from ..media import read_image
+    from ..media import read_image, save
     from ..pico import scenes
     from ..recipe import load
 
@@ -48,14 +49,14 @@ def demo(
     wanted, recipes = read(budget) if budget is not None else None, recipe or list(demos.RECIPES)
     for one in recipes:
         load(one)
+    check_output(output, folder=True)
     loaded = load_model(model)
-    output.mkdir(parents=True, exist_ok=True)
     truths: dict[str, str] = {}
     if image is None:
         scene = next(iter(scenes.held_out(seed)))
         picture, asked = scene.picture, {question.kind: question.text for question in scene.questions}
         truths = {question.kind: question.answer for question in scene.questions}
-        picture.save(output / "picture.png")
+        save(picture, output / "picture.png")
     else:
         picture, asked = read_image(image), demos.QUESTIONS
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -77,7 +78,7 @@ def demo(
     say(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
     if any(side.measured.plan for side in sides):
         panels = [(side.left, f"{side.name}\n{list(side.answers.values())[-1]}") for side in sides]
-        demos.sheet(panels).save(output / "overlay.png")
+        save(demos.sheet(panels), output / "overlay.png")
         say(f"what survived of the picture: {output / 'overlay.png'}")
 
 

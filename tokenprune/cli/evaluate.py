@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import TokenpruneError, install
+from ..files import check_output
 from .catalog import BudgetOption, OverridesArgument
+from .interrupt import STARTS_ANEW, interrupted
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype, chosen
 
 
+@interrupted(STARTS_ANEW)
 def evaluate(
     model: ModelArgument,
     overrides: OverridesArgument = None,
@@ -30,7 +33,9 @@ def evaluate(
     include_path: Annotated[
         Path | None, typer.Option(exists=True, file_okay=False, help="A folder with lmms-eval tasks of your own.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for results.json and samples_TASK.jsonl.")] = Path("runs/eval"),
+    output: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder for results.json and samples_TASK.jsonl.")
+    ] = Path("runs/eval"),
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
@@ -40,6 +45,7 @@ def evaluate(
     built, wanted = chosen(recipe, overrides, budget)
     if (output / "results.json").exists():
         raise typer.BadParameter(f"{output} holds results already: name another folder", param_hint="--output")
+    check_output(output, folder=True)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     try:
         from ..evaluation import run

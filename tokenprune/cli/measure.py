@@ -15,9 +15,12 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from .. import files
 from ..errors import UnknownNameError
 from ..flops import SHAPES
+from .analyse import _settings
 from .catalog import BudgetOption
+from .interrupt import RESUMES, STARTS_ANEW, interrupted
 from .run import AttnOption, DeviceOption, DtypeOption, _dtype
 
 if TYPE_CHECKING:
@@ -26,12 +29,13 @@ if TYPE_CHECKING:
     from .. import sweep as sweeps
     from ..pico.task import Task
 
-OutputOption = Annotated[Path, typer.Option(help="Folder for what is measured.")]
+OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder for what is measured.")]
 RecipesOption = Annotated[list[str], typer.Option("--recipe", "-r", help="A recipe; repeatable.")]
 
 TASKS = ("pico",)
 
 
+@interrupted(STARTS_ANEW)
 def bench(
     model: Annotated[
         str | None, typer.Argument(help="A hub id, a local folder, or pico; not with --random-init.")
@@ -60,14 +64,13 @@ def bench(
 
     from .. import bench as benches
     from .. import shapes
-    from ..analysis import plots
     from ..budget import read
     from ..loading import load_model
     from ..media import read_image
     from ..pico import scenes
 
     wanted = read(budget) if budget is not None else None
-    plots.need()
+    files.check_output(output, folder=True)
     lm: Any
     if random_init is not None:
         share = shapes.check(random_init, scale)
@@ -96,9 +99,9 @@ def bench(
         "attention": lm.config.get_text_config()._attn_implementation,
         **machine(lm.device),
     }
+    written = benches.save(found, output, settings)
     _print(benches.HEADER, benches.table(found), str(settings["model"]))
-    for path in benches.save(found, output, settings):
-        print(path)
+    _list(written)
 
 
 def _torch_dtype(dtype: str) -> torch.dtype:
@@ -121,6 +124,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+@interrupted(RESUMES)
 def sweep(
     settings: Annotated[
         list[str] | None,
@@ -142,15 +146,18 @@ def sweep(
     if task not in TASKS:
         raise UnknownNameError("task", task, TASKS)
     from .. import sweep as sweeps
-    from ..analysis import plots
     from ..budget import read
     from ..loading import load_model
     from ..pico.task import Task
+    from ..registry import registry
 
     wanted = sweeps.combinations(recipe, settings or [], budget)
-    plots.need()
+    files.check_output(output, folder=True)
     loaded = load_model(model, attn, _dtype(dtype), device)
-    known = {"model": model, "task": task, "limit": limit, "seed": seed, "dtype": str(loaded.model.dtype)}
+    known = {
+        **_settings("sweep", loaded, registry().adapter(loaded.model.config)),
+        **{"model": model, "task": task, "limit": limit, "seed": seed},
+    }
     asked: list[Task] = []
     rows = []
     with Progress(console=Console(stderr=True)) as progress:
@@ -166,9 +173,19 @@ def sweep(
         for i, row in enumerate(sweeps.run(wanted, answer, output, known), start=1):
             rows.append(row)
             progress.update(bar, completed=i)
+    written = sweeps.save(rows, output, known)
     _print(*sweeps.table(rows), f"{model}: {limit} questions of each kind")
-    for path in sweeps.save(rows, output, known):
+    _list(written)
+
+
+def _list(written: list[Path]) -> None:
+    """What was written, and why there are no figures where there is no matplotlib."""
+    from ..analysis import plots
+
+    for path in written:
         print(path)
+    if (why := plots.missing()) is not None:
+        print(why, file=sys.stderr)
 
 
 def _print(header: list[str], lines: list[list[str]], title: str) -> None:

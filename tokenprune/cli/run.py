@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ..errors import TokenpruneError, UnknownNameError
-from ..files import write
+from ..files import check_output, write
 from .catalog import BudgetOption, OverridesArgument
 from .tables import say, show
 
@@ -69,10 +69,11 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
     overlay: Annotated[
-        Path | None, typer.Option(help="Write a PNG of what survived of the first picture or video.")
+        Path | None, typer.Option(dir_okay=False, help="Write a PNG of what survived of the first picture or video.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Write an HTML file: what was kept and what it cost, overlays, scores.")
+        Path | None,
+        typer.Option(dir_okay=False, help="Write an HTML file: what was kept and what it cost, overlays, scores."),
     ] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
@@ -94,8 +95,12 @@ def generate(
         print("no --image and no --video was given: the model gets the question alone", file=sys.stderr)
     from ..api import prune
     from ..loading import load_model
-    from ..media import read_image, read_video, save
+    from ..media import check_picture, read_image, read_video, save
 
+    if overlay is not None:
+        check_picture(overlay)
+    if report is not None:
+        check_output(report)
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
     loaded = load_model(model, attn, _dtype(dtype), device)
@@ -125,7 +130,9 @@ def calibrate(
     images: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="A folder of pictures.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Use at most this many pictures.")] = 32,
     prompt: Annotated[str, typer.Option(help="The question asked about each.")] = "Describe the picture.",
-    output: Annotated[Path | None, typer.Option(help="Write YAML: as in configs/ecl/, or a recipe.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write YAML: as in configs/ecl/, or a recipe.")
+    ] = None,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
@@ -147,6 +154,8 @@ def calibrate(
     given = _given(method, fit, settings or [])
     if images is None and model != "pico":
         raise typer.BadParameter("give a folder of pictures (only pico can draw its own)", param_hint="--images")
+    if output is not None:
+        check_output(output)
     if images is not None:
         shown = [read_image(path) for path in pictures(images)[:limit]]
     else:
