@@ -104,4 +104,4 @@ def test_ctrl_c_while_a_command_runs_is_quiet(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tokenprune.loading.load_model", interrupted)
-    assert run(capsys, "generate", "pico", "--prompt", "x") == (130, "", "")
+    assert run(capsys, "calibrate", "pico") == (130, "", "")
