@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
-from . import analyse, catalog, create, evaluate, measure, run
+from . import analyse, catalog, create, evaluate, measure, run, tables
 
 app = typer.Typer(
     help="Visual token pruning for multimodal LLMs on stock transformers.",
@@ -58,5 +58,5 @@ def main(arguments: list[str] | None = None) -> None:
     except TokenpruneError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tables.say(f"error: {error}", sys.stderr)
         sys.exit(2 if isinstance(error, USAGE) else 1)

@@ -15,10 +15,10 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import Progress, track
-from rich.table import Table
 
 from .. import files
 from ..errors import LayerError, MediaError
+from . import tables
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
 
 if TYPE_CHECKING:
@@ -98,20 +98,22 @@ def profile(
     }
     for file, content in results.items():
         files.write(output / file, content)
-    table = Table("block", *(f"{state} (nats)" for state in found["states"]), title=title, title_justify="left")
+    lines = []
     for block in range(depth):
         cells = [f"{part['entropy'][block]:.4f}" for part in found["states"].values()]
-        table.add_row(f"{block + 1} <- ECL" if block + 1 == main["layer"] else str(block + 1), *cells)
-    Console().print(table)
+        lines.append([f"{block + 1} <- ECL" if block + 1 == main["layer"] else str(block + 1), *cells])
+    tables.show(title, ["block", *(f"{state} (nats)" for state in found["states"])], lines)
     for state, part in found["states"].items():
         each = part["ecl"]
         low, high = each["drop_interval"]
-        print(
+        tables.say(
             f"{state}: Entropy Collapse Layer {each['layer']} of {depth}, drop {each['drop']:.4f} [{low:.4f}, "
             f"{high:.4f}] nats; {each['share']:.1%} of {profiles.DRAWS} bootstrap samples give this layer"
         )
-    print(f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}")
-    print(f"wrote profile.json, entropy.png and spectra.png to {output}")
+    tables.say(
+        f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}"
+    )
+    tables.say(f"wrote profile.json, entropy.png and spectra.png to {output}")
 
 
 def _visual(visual: Tensor, pruning: Pruning | None) -> Tensor:
@@ -208,26 +210,25 @@ def horizon(
     for file, content in results.items():
         files.write(output / file, content)
     _print(found, result.get("oracle"), chosen, title)
-    print(f"horizon: {result['rule']}")
-    print(f"wrote horizon.json, horizon.png and heatmaps.png to {output}")
+    tables.say(f"horizon: {result['rule']}")
+    tables.say(f"wrote horizon.json, horizon.png and heatmaps.png to {output}")
 
 
 def _print(found: dict[str, Any], oracle: dict[str, Any] | None, layers: list[int], title: str) -> None:
-    console = Console()
-    table = Table("kind", "right", "p, all tokens", "largest |I|", "horizon", title=title, title_justify="left")
+    rows = []
     for kind, part in found.items():
         at = "none" if part["horizon"] is None else str(part["horizon"])
         share = f"{part['right']}/{part['prompts']}"
-        table.add_row(kind, share, f"{part['full']:.3f}", f"{max(part['strength']):.2g}", at)
-    console.print(table)
+        rows.append([kind, share, f"{part['full']:.3f}", f"{max(part['strength']):.2g}", at])
+    tables.show(title, ["kind", "right", "p, all tokens", "largest |I|", "horizon"], rows)
     if oracle is None:
         return
     title = f"mean p of the right first token, {oracle['keep']} tokens kept"
-    table = Table("from layer", "oracle", "random", "none", title=title, title_justify="left")
+    rows = []
     for i, layer in enumerate(layers):
         kept = [oracle["kinds"]["all"][name]["p"][i] for name in ("oracle", "random")]
-        table.add_row(str(layer), *(f"{p:.3f}" for p in (*kept, found["all"]["none"][i])))
-    console.print(table)
+        rows.append([str(layer), *(f"{p:.3f}" for p in (*kept, found["all"]["none"][i]))])
+    tables.show(title, ["from layer", "oracle", "random", "none"], rows)
 
 
 def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[int], title: str) -> bytes:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from ..errors import UnknownNameError
 from ..flops import SHAPES
+from . import tables
 from .catalog import BudgetOption
 from .run import AttnOption, DeviceOption, DtypeOption, _dtype
 
@@ -96,7 +93,7 @@ def bench(
         "attention": lm.config.get_text_config()._attn_implementation,
         **machine(lm.device),
     }
-    _print(benches.HEADER, benches.table(found), str(settings["model"]))
+    tables.show(str(settings["model"]), benches.HEADER, benches.table(found), words=["recipe"])
     for path in benches.save(found, output, settings):
         print(path)
 
@@ -166,16 +163,7 @@ def sweep(
         for i, row in enumerate(sweeps.run(wanted, answer, output, known), start=1):
             rows.append(row)
             progress.update(bar, completed=i)
-    _print(*sweeps.table(rows), f"{model}: {limit} questions of each kind")
+    title = f"{model}: {limit} questions of each kind"
+    tables.show(title, *sweeps.table(rows), words=("combination", "layers", "impossible"))
     for path in sweeps.save(rows, output, known):
         print(path)
-
-
-def _print(header: list[str], lines: list[list[str]], title: str) -> None:
-    """A table; wide where nobody looks at it in a terminal."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for i, column in enumerate(header):
-        table.add_column(column, no_wrap=i == 0)
-    for line in lines:
-        table.add_row(*map(escape, line))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)

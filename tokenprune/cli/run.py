@@ -16,10 +16,10 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from ..errors import TokenpruneError, UnknownNameError
 from ..files import write
+from . import tables
 from .catalog import BudgetOption, OverridesArgument
 
 if TYPE_CHECKING:
@@ -166,16 +166,16 @@ def calibrate(
         profiles.append(layers.layer_entropies(adapter, decoder, visual, partial(loaded.model, **inputs)))
     means = [statistics.fmean(values) for values in zip(*profiles, strict=True)]
     layer = layers.collapse(means)
-    table = Table("block", "entropy (nats)", "drop to the next", title=f"{len(shown)} pictures", title_justify="left")
+    rows = []
     for block, entropy in enumerate(means, start=1):
         drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
-        table.add_row(f"{block} <- ECL" if block == layer else str(block), f"{entropy:.4f}", drop)
-    Console().print(table)
+        rows.append([f"{block} <- ECL" if block == layer else str(block), f"{entropy:.4f}", drop])
+    tables.show(f"{len(shown)} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
     path = layers.remember(loaded.model, adapter, means)
     where = (
         f"remembered in {path}" if path else "not remembered: the cache is not writable, or the weights are offloaded"
     )
-    print(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
+    tables.say(f"Entropy Collapse Layer: {layer} of {len(means)} ({where})")
     if output is not None:
         entry = {"depth": len(means), "layer": layer, "models": [Path(model).name]}
         write(output, yaml.safe_dump({**entry, "source": f"tokenprune calibrate, {len(shown)} pictures"}))
@@ -239,9 +239,8 @@ def demo(
     else:
         picture = read_image(image)
         asked = {kind: (text, "") for kind, text in OPEN_QUESTIONS.items()}
-    table = Table(
-        "kind", "question", "truth", "pruned?", "answer", "right?", "kept by layer", "KV MiB", "prefill ms", "FLOPs"
-    )
+    header = ["kind", "question", "truth", "pruned?", "answer", "right?", "kept by layer"]
+    rows: list[list[str]] = []
     pruning = prune(loaded.model, built, budget=wanted, processor=loaded.processor)
     for kind, (question, truth) in asked.items():
         inputs = loaded.inputs(question, [picture])
@@ -257,15 +256,14 @@ def demo(
         ):
             right = "" if not truth else "yes" if answer == truth else "NO"
             row = (kind, question, truth) if name == "no" else ("", "", "")
-            table.add_row(*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}")
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+            rows.append([*row, name, answer, right, left, f"{kv:.2f}", f"{ms:.1f}", f"{share:.0%}"])
+    tables.show("", [*header, "KV MiB", "prefill ms", "FLOPs"], rows, words=("question", "answer", "kept by layer"))
     pruning.report(output / "report.html", [picture], inputs)
-    console.print(f"the last question's stages and scores: {output / 'report.html'}")
+    tables.say(f"the last question's stages and scores: {output / 'report.html'}")
     if pruning.state is not None and pruning.state.views:
         both = side_by_side(picture, pruning.overlay(picture, inputs))
         both.save(output / "overlay.png")
-        console.print(f"what survived of its picture: {output / 'overlay.png'}")
+        tables.say(f"what survived of its picture: {output / 'overlay.png'}")
 
 
 def _page(model: str, recipe: str, budget: str | None, image: Path | None, seed: int, host: str, port: int) -> None:
