@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
-from . import analyse, catalog, create, evaluate, measure, run
+from . import analyse, catalog, create, evaluate, measure, run, tables
 from . import demo as showing
 
 app = typer.Typer(
@@ -59,5 +59,5 @@ def main(arguments: list[str] | None = None) -> None:
     except TokenpruneError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        tables.say(f"error: {error}", sys.stderr)
         sys.exit(2 if isinstance(error, USAGE) else 1)

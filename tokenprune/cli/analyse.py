@@ -17,10 +17,10 @@ import typer
 import yaml
 from rich.console import Console
 from rich.progress import Progress, track
-from rich.table import Table
 
 from .. import files
 from ..errors import LayerError, MediaError
+from . import tables
 from .interrupt import RESUMES, interrupted
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
 
@@ -97,18 +97,22 @@ def profile(
     entry = ecl.Collapse(main["layer"], depth, main["drop"], main["found"]).entry(name, source)
     title = f"{name}, {found['prompts']} pictures of {Path(data).name}" + ("" if recipe is None else f", {recipe}")
     figures = {"entropy.png": partial(plots.entropy, found, title), "spectra.png": partial(plots.spectra, found, title)}
-    table = Table("block", *(f"{state} (nats)" for state in found["states"]), title=title, title_justify="left")
+    lines = []
     for block in range(depth):
         cells = [f"{part['entropy'][block]:.4f}" for part in found["states"].values()]
         mark = f" <- {'ECL' if main['found'] else 'steepest'}" if block + 1 == main["layer"] else ""
-        table.add_row(f"{block + 1}{mark}", *cells)
-    Console().print(table)
+        lines.append([f"{block + 1}{mark}", *cells])
+    tables.show(title, ["block", *(f"{state} (nats)" for state in found["states"])], lines)
     for state, part in found["states"].items():
         each = part["ecl"]
         told = ecl.Collapse(each["layer"], depth, each["drop"], each["found"]).tell(each["drop_interval"])
-        print(f"{state}: Entropy Collapse Layer: {told}; {each['share']:.1%} of {profiles.DRAWS} bootstrap samples "
-              "give this layer")  # fmt: skip
-    print(f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}")
+        tables.say(
+            f"{state}: Entropy Collapse Layer: {told}; {each['share']:.1%} of {profiles.DRAWS} bootstrap samples give "
+            "this layer"
+        )
+    tables.say(
+        f"for configs/ecl/: {yaml.safe_dump(entry, default_flow_style=True, sort_keys=False, width=1000).strip()}"
+    )
     _write(output / "profile.json", {"settings": settings, **found, "config": entry}, figures)
 
 
@@ -205,7 +209,7 @@ def horizon(
         "heatmaps.png": partial(_heatmaps, asked, rows, cut, chosen, f"{title}: p(only this window) - p(none)"),
     }
     _print(found, result.get("oracle"), chosen, title)
-    print(f"horizon: {result['rule']}")
+    tables.say(f"horizon: {result['rule']}")
     _write(output / "horizon.json", result, figures)
 
 
@@ -216,27 +220,26 @@ def _write(path: Path, result: Mapping[str, Any], figures: Mapping[str, Callable
     files.check_settings(path, result["settings"])  # another run may have ended there in the meantime
     files.write(path, json.dumps(result) + "\n")
     written = [path, *files.write_all(path.parent, plots.draw(figures))]
-    print(f"wrote {', '.join(one.name for one in written)} to {path.parent}")
+    tables.say(f"wrote {', '.join(one.name for one in written)} to {path.parent}")
     if (why := plots.missing()) is not None:
-        print(why, file=sys.stderr)
+        tables.say(why, sys.stderr)
 
 
 def _print(found: dict[str, Any], oracle: dict[str, Any] | None, layers: list[int], title: str) -> None:
-    console = Console()
-    table = Table("kind", "right", "p, all tokens", "largest |I|", "horizon", title=title, title_justify="left")
+    rows = []
     for kind, part in found.items():
         at = "none" if part["horizon"] is None else str(part["horizon"])
         share = f"{part['right']}/{part['prompts']}"
-        table.add_row(kind, share, f"{part['full']:.3f}", f"{max(part['strength']):.2g}", at)
-    console.print(table)
+        rows.append([kind, share, f"{part['full']:.3f}", f"{max(part['strength']):.2g}", at])
+    tables.show(title, ["kind", "right", "p, all tokens", "largest |I|", "horizon"], rows)
     if oracle is None:
         return
     title = f"mean p of the right first token, {oracle['keep']} tokens kept"
-    table = Table("from layer", "oracle", "random", "none", title=title, title_justify="left")
+    rows = []
     for i, layer in enumerate(layers):
         kept = [oracle["kinds"]["all"][name]["p"][i] for name in ("oracle", "random")]
-        table.add_row(str(layer), *(f"{p:.3f}" for p in (*kept, found["all"]["none"][i])))
-    console.print(table)
+        rows.append([str(layer), *(f"{p:.3f}" for p in (*kept, found["all"]["none"][i]))])
+    tables.show(title, ["from layer", "oracle", "random", "none"], rows)
 
 
 def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[int], title: str) -> bytes:

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.text import Text
 
 from ..errors import LayerError, TokenpruneError, UnknownNameError
 from ..flops import SHAPES, geometry, visual_tokens
 from ..hookspecs import KINDS
+from . import tables
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -71,8 +70,7 @@ def ls(
         for plural, rows in found.items() if not as_json else ():
             _print_rows(plural, rows)
     for plugin in registry().broken:
-        console = Console(stderr=as_json)
-        console.print(f"[red]skipped[/red] {escape(str(plugin))}")
+        tables.say(f"skipped {plugin}", sys.stderr if as_json else sys.stdout, "red")
 
 
 def _rows(kind: str) -> list[dict[str, str]]:
@@ -84,24 +82,22 @@ def _rows(kind: str) -> list[dict[str, str]]:
     for entry in registry().entries[kind].values():
         if kind == "recipe":
             content = yaml.safe_load(source(entry.name))
-            more = {"about": str(content.get("about", "")), "paper": str(content.get("paper", ""))}
+            about, more = str(content.get("about", "")), {"paper": str(content.get("paper", ""))}
         else:
-            more = {"about": _summary(entry.thing), "settings": _settings(entry)}
-        rows.append({"name": entry.name, **more, "distribution": entry.distribution})
+            about, more = _summary(entry.thing), {"settings": _settings(entry)}
+        rows.append({"name": entry.name, "about": about, "distribution": entry.distribution, **more})
     return rows
 
 
 def _print_rows(title: str, rows: list[dict[str, str]]) -> None:
     """One table; names stay whole, whatever is empty in all rows is left out, and of texts only the first clause."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    columns = [column for column in rows[0] if any(row[column] for row in rows)] if rows else []
-    for column in columns:
-        table.add_column(column, no_wrap=column in ("name", "distribution"), overflow="fold")
+    columns = [column for column in rows[0] if any(row[column] for row in rows)] if rows else ["name"]
+    lines = []
     for row in rows:
         brief = {"about": re.split(r"[.:;,](?=\s)| \(", row["about"])[0].rstrip(".")}
         brief["paper"] = row.get("paper", "").removeprefix("arXiv ")
-        table.add_row(*({**row, **brief}[column] for column in columns))
-    Console().print(table)
+        lines.append([{**row, **brief}[column] for column in columns])
+    tables.show(title, columns, lines, words=("about", "paper", "settings"))
 
 
 def _ls_recipes(shape: str, visual: int, text: int, ecl: int | None, budget: Budget | None, as_json: bool) -> None:
@@ -120,15 +116,14 @@ def _ls_recipes(shape: str, visual: int, text: int, ecl: int | None, budget: Bud
         print(json.dumps(rows))
         return
     title = f"recipes on {shape}: {visual} visual and {text} text tokens, {sizes.depth} layers"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in ("recipe", "tokens kept from layer L on", "average", "FLOPs"):
-        table.add_column(column, no_wrap=column != "tokens kept from layer L on", justify="left")
+    lines: list[list[str | Text]] = []
     for row in rows:
         if "error" in row:
-            table.add_row(row["recipe"], f"[red]{escape(row['error'])}[/red]")
+            lines.append([row["recipe"], Text(row["error"], "red"), "", ""])
         else:
-            table.add_row(row["recipe"], _spell(row["plan"]), f"{row['average']:.1f}", f"{row['flops_share']:.1%}")
-    Console().print(table)
+            lines.append([row["recipe"], _spell(row["plan"]), f"{row['average']:.1f}", f"{row['flops_share']:.1%}"])
+    kept = "tokens kept from layer L on"
+    tables.show(title, ["recipe", kept, "average", "FLOPs"], lines, words=[kept])
 
 
 def _spell(plan: dict[str, int]) -> str:
@@ -162,7 +157,7 @@ def show(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
     else:
         text = source(recipe)
     if sys.stdout.isatty():
-        Console().print(Syntax(text, "yaml", background_color="default"))
+        Console().print(Syntax("", "yaml", background_color="default").highlight(text), end="", soft_wrap=True)
     else:
         print(text, end="")
 
@@ -192,14 +187,14 @@ def check(recipes: Annotated[list[str], typer.Argument(help="Recipe names or YAM
             print(f"{name}: fine")
         except TokenpruneError as error:
             failed += 1
-            print(f"{name}: {error}", file=sys.stderr)
+            tables.say(f"{name}: {error}", sys.stderr)
             continue
         for full, recipe in built.items():
             promised = full.rpartition("@")[2] if "@" in full else recipe.name
             number = int(promised) if re.fullmatch("[0-9]{1,6}", promised) else None
             warning = _broken_promise(recipe, number) if number is not None else None
             if warning := warning or _idle(recipe, _promised_on(number or 0)):
-                typer.secho(f"{full}: {warning}", fg="yellow", err=True)
+                tables.say(f"{full}: {warning}", sys.stderr, "yellow")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -258,20 +253,17 @@ def explain(
         return
     plan = {int(layer): kept for layer, kept in result["plan"].items()}
     counts = sizes.tokens(plan, visual)
-    table = Table("from layer", "to", "visual tokens", title=f"{built.name} on {shape}", title_justify="left")
-    for layer in (layer for layer in plan if layer < 0):
-        table.add_row(f"tower {layer + sizes.tower}", "", str(plan[layer]))
+    rows = [[f"tower {layer + sizes.tower}", "", str(plan[layer])] for layer in plan if layer < 0]
     starts = sorted({0, *(layer for layer in plan if layer >= 0)})
     for start, end in zip(starts, [*starts[1:], sizes.depth], strict=True):
-        table.add_row(str(start), str(end - 1), str(counts[start]))
-    console, kv = Console(), result["kv_mib"]
-    console.print(table)
+        rows.append([str(start), str(end - 1), str(counts[start])])
+    tables.show(f"{built.name} on {shape}", ["from layer", "to", "visual tokens"], rows)
     if not plan:
-        console.print(f"nothing is dropped: {built.name} keeps all {visual} visual tokens", soft_wrap=True)
-    console.print(
+        tables.say(f"nothing is dropped: {built.name} keeps all {visual} visual tokens")
+    kv = result["kv_mib"]
+    tables.say(
         f"average {result['average']:.1f} of {visual} visual tokens over {sizes.depth} layers; decoder prefill FLOPs "
-        f"{result['flops_share']:.1%}; KV of visual tokens {kv['pruned']:.1f} of {kv['full']:.1f} MiB",
-        soft_wrap=True,
+        f"{result['flops_share']:.1%}; KV of visual tokens {kv['pruned']:.1f} of {kv['full']:.1f} MiB"
     )
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..files import check_output
+from . import tables
 from .catalog import BudgetOption, _spell
-from .tables import say, show
 
 if TYPE_CHECKING:
     from ..demo import Side
@@ -67,19 +67,19 @@ def demo(
     for kind, question in asked.items():
         _answers(sides, kind, question, truths.get(kind))
     _costs(sides, "visual tokens as an average over the layers, and the prefill")
-    say(_entropy(demos.entropies(loaded, inputs)))
-    say(
+    tables.say(_entropy(demos.entropies(loaded, inputs)))
+    tables.say(
         "Which layer, which normalisation and which end of the scores is the model's to decide. One command finds out:"
         "\n  tokenprune sweep -r entropyprune prune.0.scorer.normalize=rows,none \\"
         "\n    prune.0.scorer.prefer=high,low prune.0.schedule.layer=1,2 --budget 1/3"
     )
     *_, (kind, question) = asked.items()
     pruning.report(output / "report.html", [picture], inputs, question=question, answer=sides[1].answers[kind])
-    say(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
+    tables.say(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
     if any(side.measured.plan for side in sides):
         panels = [(side.left, f"{side.name}\n{list(side.answers.values())[-1]}") for side in sides]
         save(demos.sheet(panels), output / "overlay.png")
-        say(f"what survived of the picture: {output / 'overlay.png'}")
+        tables.say(f"what survived of the picture: {output / 'overlay.png'}")
 
 
 def _answers(sides: Sequence[Side], kind: str, question: str, truth: str | None) -> None:
@@ -89,7 +89,7 @@ def _answers(sides: Sequence[Side], kind: str, question: str, truth: str | None)
         rows.append([side.name, kept, answer, "" if truth is None else "yes" if answer == truth else "NO"])
     told = "" if truth is None else f" ({truth})"
     header = ["recipe", "tokens kept from layer L on", "answer", "right"]
-    show(f"{kind}: {question}{told}", header, rows, words=header[1:3])
+    tables.show(f"{kind}: {question}{told}", header, rows, words=header[1:3])
 
 
 def _costs(sides: Sequence[Side], title: str) -> None:
@@ -104,7 +104,7 @@ def _costs(sides: Sequence[Side], title: str) -> None:
         ]
         for side in sides
     ]
-    show(title, ["recipe", "tokens", "KV MiB", "FLOPs", "prefill ms", "speed-up"], rows)
+    tables.show(title, ["recipe", "tokens", "KV MiB", "FLOPs", "prefill ms", "speed-up"], rows)
 
 
 def _entropy(entropies: Sequence[float]) -> str:

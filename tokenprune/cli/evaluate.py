@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..errors import TokenpruneError, install
 from ..files import check_output
+from . import tables
 from .catalog import BudgetOption, OverridesArgument
 from .interrupt import STARTS_ANEW, interrupted
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype, chosen
@@ -67,14 +65,16 @@ def evaluate(
         max_num_frames=frames,
     )
     if results is not None:  # the first of several processes
-        console = Console(width=None if sys.stdout.isatty() else 140)
-        console.print(_table(results))
-        console.print(f"results: {output / 'results.json'}")
+        tables.show("", HEADER, _rows(results), words=["metric"], keys=2)
+        tables.say(f"results: {output / 'results.json'}")
 
 
-def _table(results: Mapping[str, Any]) -> Table:
+HEADER = ["task", "metric", "score", "± stderr", "visual tokens", "average over the layers", "left"]
+
+
+def _rows(results: Mapping[str, Any]) -> list[list[str]]:
     """A row per metric of each task, and once per task its visual tokens."""
-    table = Table("task", "metric", "score", "± stderr", "visual tokens", "average over the layers", "left")
+    rows = []
     for task, scores in results["results"].items():
         seen = results["tokenprune"]["visual"].get(task)
         counts = ["", "", ""]
@@ -89,6 +89,6 @@ def _table(results: Mapping[str, Any]) -> Table:
             error = scores.get(f"{metric}_stderr,{filtered}")
             deviation = f"{error:.4f}" if isinstance(error, float) else ""
             label = metric if filtered in ("none", "") else f"{metric} ({filtered})"
-            table.add_row(name, label, f"{value:.4f}", deviation, *counts)
+            rows.append([name, label, f"{value:.4f}", deviation, *counts])
             name, counts = "", ["", "", ""]
-    return table
+    return rows

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from .. import files
 from ..errors import UnknownNameError
 from ..flops import SHAPES
+from . import tables
 from .analyse import _settings
 from .catalog import BudgetOption
 from .interrupt import RESUMES, STARTS_ANEW, interrupted
@@ -100,7 +98,7 @@ def bench(
         **machine(lm.device),
     }
     written = benches.save(found, output, settings)
-    _print(benches.HEADER, benches.table(found), str(settings["model"]))
+    tables.show(str(settings["model"]), benches.HEADER, benches.table(found), words=["recipe"])
     _list(written)
 
 
@@ -174,7 +172,8 @@ def sweep(
             rows.append(row)
             progress.update(bar, completed=i)
     written = sweeps.save(rows, output, known)
-    _print(*sweeps.table(rows), f"{model}: {limit} questions of each kind")
+    title = f"{model}: {limit} questions of each kind"
+    tables.show(title, *sweeps.table(rows), words=("combination", "layers", "impossible"))
     _list(written)
 
 
@@ -185,14 +184,4 @@ def _list(written: list[Path]) -> None:
     for path in written:
         print(path)
     if (why := plots.missing()) is not None:
-        print(why, file=sys.stderr)
-
-
-def _print(header: list[str], lines: list[list[str]], title: str) -> None:
-    """A table; wide where nobody looks at it in a terminal."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for i, column in enumerate(header):
-        table.add_column(column, no_wrap=i == 0)
-    for line in lines:
-        table.add_row(*map(escape, line))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        tables.say(why, sys.stderr)

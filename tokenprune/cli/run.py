@@ -16,8 +16,8 @@ from rich.progress import track
 
 from ..errors import TokenpruneError, UnknownNameError
 from ..files import check_output, write
+from . import tables
 from .catalog import BudgetOption, OverridesArgument
-from .tables import say, show
 
 if TYPE_CHECKING:
     from ..interfaces import Calibration
@@ -187,13 +187,13 @@ def calibrate(
         drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
         mark = f" <- {'ECL' if found.found else 'steepest'}" if block == found.layer else ""
         rows.append([f"{block}{mark}", f"{entropy:.4f}", drop])
-    show(f"{len(shown)} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
+    tables.show(f"{len(shown)} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
     stable = stability(np.array(profiles), seed=0)["ecl"]
-    say(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}")
+    tables.say(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}")
     path = layers.remember(loaded.model, adapter, means)
     shipped = layers.shipped(str(loaded.model.config._name_or_path), len(means))
     instead = "" if shipped is None else f"; for these weights it takes the place of the shipped layer {shipped}"
-    say(
+    tables.say(
         f"remembered in {path}{instead}"
         if path
         else "not remembered: the cache is not writable, or the weights are offloaded"

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from typing import TextIO
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
@@ -36,12 +37,11 @@ def show(
             belongs to the one above, which further blocks write out, and they leave out rows that have nothing else.
     """
     width = terminal(sys.stdout)
-    columns = [
-        [cell if isinstance(cell, Text) else Text(cell) for cell in column] for column in zip(*rows, strict=True)
-    ]
-    columns = columns or [[] for _ in header]
+    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    columns = [[row[i] for row in cells] for i in range(len(header))]
     bounds = [_bounds(name, cells, name in words) for name, cells in zip(header, columns, strict=True)]
-    say(title)
+    if title:
+        say(title)
     for number, block in enumerate(_blocks([least for least, _ in bounds], keys, width)):
         sizes = _sizes([bounds[i] for i in block], width)
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
@@ -58,14 +58,15 @@ def show(
         print()
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print sentences; in a terminal lines end between words."""
+def say(text: str, file: TextIO | None = None, color: str | None = None) -> None:
+    """Print sentences; in a terminal lines end between words, and have their color."""
     file = file or sys.stdout
     width = terminal(file)
     for line in text.split("\n"):
         indent = " " * (len(line) - len(line.lstrip()))
         parts = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        print("\n".join(parts) if len(line) > width else line, file=file)
+        line = "\n".join(parts) if len(line) > width else line
+        typer.echo(typer.style(line, color) if color else line, file)
 
 
 def terminal(file: TextIO) -> int:
