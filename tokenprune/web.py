@@ -66,8 +66,9 @@ STYLE = """
   #sides #asking { order: 1 } #sides :is(#said, #answers) { order: 2 } #sides #figures { order: 4 }
   :is(#examples, #texts) > .gallery { flex-wrap: nowrap; overflow-x: auto }
   :is(#examples, #texts) > .gallery > * { flex: none } #examples .container { width: 54px; height: 54px }
-  #pictures > .block { height: 110px !important } #pictures .icon-wrap { display: none }
-  #pictures .upload-container { font-size: .8em; line-height: 1.5 }
+  #pictures > .block { height: 110px !important } :is(#picture label, #pictures .icon-wrap) { display: none }
+  #pictures .upload-container { height: 110px !important }
+  #pictures .upload-container .wrap { min-height: 0; padding-top: 2em; font-size: .8em; line-height: 1.5 }
 }
 """.replace("COLOURS", COLOURS)
 
