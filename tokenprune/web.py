@@ -373,7 +373,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
                         elem_id="entropy",
                     )  # fmt: skip
                     words = gr.Markdown()
-        run = {
+        run: dict[str, Any] = {
             "fn": ask,
             "inputs": [picture, question, truths, recipes, chosen, own_layer, layers, own_budget, budgets],
             "outputs": [said, answers, figures, overlays, curve, words, layers, budgets],
