@@ -6,6 +6,7 @@ What needs Gradio and a browser runs with `make test-web`; `make test` checks th
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +40,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 IN_TOWER = {"tower": "vision", "scorer": "random", "schedule": {"name": "spread", "keep": 0.5, "strategy": "skip"}}
 DEEP = {"scorer": "random", "schedule": {"name": "fixed", "layer": 4, "keep": 9}}
 WAIT = 60_000  # milliseconds: an upper bound, nothing waits that long
+SEEN = "e => { const box = e.getBoundingClientRect(); return box.top >= 0 && box.bottom <= window.innerHeight }"
 
 
 def missing(*modules: str) -> bool:
@@ -175,13 +178,40 @@ def test_nothing_dropped_is_said(pico: Loaded) -> None:
 
 def test_the_table_is_escaped_and_whole(made: web.Comparison) -> None:
     left, right = made.sides
-    hostile = replace(made, sides=(replace(left, answer="<script>"), replace(right, answer="", name="<b>")))
+    hostile = replace(
+        made, question="<em>", unknown=["<s>"],
+        sides=(replace(left, answer="<script>"), replace(right, answer="", name="<b>")),
+    )  # fmt: skip
     page = web.table(hostile, "<i>")
-    assert not re.search("<script>|<th><b>|<i>", page)
-    for part in ("&lt;script&gt;", "(nothing)", "&lt;b&gt;", "&lt;i&gt;", "144 of 144", f"{left.kv_mib:.2f} MiB"):
+    assert not re.search("<script>|<th><b>|<i>|<em>|<s>", page)
+    for part in (
+        "&lt;em&gt;",
+        "&lt;s&gt;",
+        "&lt;script&gt;",
+        "(nothing)",
+        "&lt;b&gt;",
+        "&lt;i&gt;",
+        "144 of 144",
+        f"{left.kv_mib:.2f} MiB",
+    ):
         assert part in page
     assert f"After layer {made.stages[0].layer}, attention keeps {made.stages[0].kept[0]} of 144; after" in page
     assert "right answer" not in web.table(made)
+
+
+def test_words_that_the_model_cannot_read_are_named(pico: Loaded) -> None:
+    made = web.compare(pico, SCENE.picture, "what breed is the circle?", "fastv")
+    assert (made.question, made.unknown) == ("what breed is the circle?", ["breed"])
+    assert "does not know the words <b>breed</b>" in web.table(made)
+    made = web.compare(pico, SCENE.picture, f" {QUESTION.text}", "fastv")
+    assert (made.question, made.unknown) == (QUESTION.text, [])
+    assert "does not know" not in web.table(made)
+
+
+def test_what_pico_is_said_to_know_it_has_words_for(pico: Loaded) -> None:
+    for scene in islice(scenes.held_out(0), 20):
+        for question in scene.questions:
+            assert web._unknown(pico, question.text) == []
 
 
 def test_an_upload_is_turned_and_shrunk(tmp_path: Path) -> None:
@@ -329,8 +359,8 @@ def opened(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
     """Opens the page; at the end there must be no error in the console and no request to another host."""
     errors, hosts = list[str](), set[str]()
 
-    def open_page(width: int = 1280, height: int = 900) -> Any:
-        page = chromium.new_page(viewport={"width": width, "height": height})
+    def open_page(width: int = 1280, height: int = 900, color_scheme: str = "light") -> Any:
+        page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=color_scheme)
         page.set_default_timeout(WAIT)
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -430,24 +460,49 @@ def test_another_example_and_another_recipe(opened: Callable[..., Any]) -> None:
 
 
 @needs_browser
-def test_faults_are_said_and_the_server_lives_on(opened: Callable[..., Any], tmp_path: Path) -> None:
-    page = opened()
+def test_faults_are_said_beside_the_last_answer(opened: Callable[..., Any], tmp_path: Path) -> None:
+    page = opened(1280, 600)
     slide(page, "layer", 0.99)
     page.wait_for_selector("#answers p:has-text('After layer 7')")
+    stands, drawn = cells(page), overlay(page)
     slide(page, "budget", 0.3)
-    page.wait_for_selector("#said:has-text('the smallest average is 126')")
-    assert not page.is_visible("#answers")
+    page.wait_for_selector("#said:has-text('smallest average is 88%. Ask for at least 88%')")
+    asked = page.input_value("#budget input[type=number]")
+    assert f"budget {asked}% cannot be reached" in page.inner_text("#said")  # the slider's number in the slider's unit
+    assert page.evaluate("window.scrollY") > 0
+    assert page.eval_on_selector("#said .message", SEEN)  # beside the slider, however far that is from the top
+    assert (cells(page), overlay(page)) == (stands, drawn)
+    assert page.locator("#answers.stale, #figures.stale").count() == 2
     (tmp_path / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     page.set_input_files("input[type=file]", tmp_path / "corrupt.png")
     page.wait_for_selector("#said:has-text('cannot read the picture corrupt.png')")
     assert "Traceback" not in page.content()
     assert str(Path("/tmp/gradio")) not in page.inner_text("#said")
-    Image.fromarray(np.full((60, 90, 3), 200, np.uint8)).save(tmp_path / "mine.png")
-    page.set_input_files("input[type=file]", tmp_path / "mine.png")
-    page.wait_for_selector("#said:has-text('Now ask')")
+    assert (cells(page), overlay(page)) == (stands, drawn)
     slide(page, "budget", 0.99)
-    page.wait_for_selector("#answers table")
-    assert "right answer" not in page.inner_text("#answers")
+    page.wait_for_selector("#answers:not(.stale) td:has-text('142.5 of 144'), #answers:not(.stale) td:text('144 of')")
+    assert page.locator(".stale").count() == 0
+    assert not page.is_visible("#said")
+
+
+@needs_browser
+def test_a_picture_of_ones_own_is_answered_at_once(opened: Callable[..., Any], pico: Loaded, tmp_path: Path) -> None:
+    page = opened()
+    page.get_by_text("read the digits").click()
+    page.wait_for_selector("#answers caption:has-text('read the digits')")
+    assert "The right answer is" in page.inner_text("#answers")
+    other = next(islice(scenes.held_out(5), 2, None)).picture
+    other.save(tmp_path / "mine.png")
+    expected = web.compare(pico, other, "read the digits", "entropyprune")
+    was, picture = overlay(page), page.get_attribute("#picture img", "src")
+    page.set_input_files("input[type=file]", tmp_path / "mine.png")
+    page.wait_for_function("old => document.querySelector('#overlays img').src !== old", arg=was)
+    assert cells(page)["answer"] == [side.answer for side in expected.sides]
+    assert page.get_attribute("#picture img", "src") != picture
+    assert "right answer" not in page.inner_text("#answers")  # nobody knows it
+    page.fill("#question textarea", "read the newspaper")
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_selector("#answers p:has-text('does not know the words newspaper')")
 
 
 @needs_browser
@@ -460,9 +515,38 @@ def test_a_file_that_is_too_large_is_said(opened: Callable[..., Any], tmp_path: 
 
 
 @needs_browser
-def test_a_phone_need_not_scroll_sideways(opened: Callable[..., Any]) -> None:
+def test_a_phone_shows_answers_beside_what_they_depend_on(opened: Callable[..., Any]) -> None:
     page = opened(390, 844)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    boxes = [page.locator(name).bounding_box() for name in ("#budget", "#answers table", "#overlays", "#entropy img")]
+    parts = ("#picture", "#question", "#answers table", "#layer", "#budget", "#overlays", "#entropy img")
+    boxes = [page.locator(name).bounding_box() for name in parts]
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
     assert [box["y"] for box in boxes] == sorted(box["y"] for box in boxes)  # one below the other
+    assert page.eval_on_selector("#answers .answer", SEEN)  # at once, without scrolling
+    table, budget = boxes[2], boxes[4]
+    assert budget["y"] + budget["height"] - table["y"] < 844  # on one screen
+    slide(page, "layer", 0.99)
+    page.wait_for_selector("#answers p:has-text('After layer 7')")
+    slide(page, "budget", 0.3)
+    page.wait_for_selector("#said .message")
+    assert page.eval_on_selector("#said .message", SEEN)
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_figure_follows_dark_mode(opened: Callable[..., Any], scheme: str) -> None:
+    page = opened(color_scheme=scheme)
+    page.wait_for_selector("#entropy img")
+    pixels = np.asarray(Image.open(io.BytesIO(page.locator("#entropy img").screenshot())).convert("L")).astype(int)
+    ground = int(np.median(pixels))
+    assert ground > 240 if scheme == "light" else ground < 40
+    assert np.abs(pixels - ground).max() > 150  # lines and words stand out
+    body = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert abs(int(re.findall(r"\d+", body)[0]) - ground) < 40
+
+
+@needs_browser
+def test_it_says_what_pico_knows(opened: Callable[..., Any]) -> None:
+    said = opened().inner_text("#about")
+    for word in (*scenes.PLURAL.values(), *scenes.COLORS, "digits"):
+        assert word in said

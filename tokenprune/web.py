@@ -24,9 +24,9 @@ from .api import prune
 from .bench import UNPRUNED, Bench
 from .errors import MediaError, PromptError, TokenpruneError, install
 from .flops import Geometry
-from .loading import Loaded
+from .loading import PICO, Loaded
 from .media import read_image
-from .page import SHORTEST
+from .page import COLOURS, SHORTEST, colour_bar
 from .pico import scenes
 from .recipe import RecipeLike, load, presets, registered
 from .registry import registry
@@ -46,14 +46,36 @@ STYLE = """
   border: 1px solid var(--border-color-primary) }
 #answers .compared th { overflow-wrap: break-word; word-break: normal }
 #answers .compared td { overflow-wrap: anywhere }
+.compared caption { text-align: left; padding: 0 0 .4em; font-weight: 600; overflow-wrap: anywhere }
 .compared .answer td { font-size: 1.25em; font-weight: 600 }
 .message { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7em 1em; border-radius: .4em;
   border: 1px solid var(--error-border-color); background: var(--error-background-fill);
   color: var(--error-text-color) }
-:is(#answers, #said) .html-container { padding: 0 }
+:is(#answers, #said, #legend) .html-container { padding: 0 }
 #overlays .grid-wrap { min-height: 0; max-height: none }
 #overlays .grid-container { grid-template-columns: repeat(auto-fit, minmax(max(140px, 24%), 1fr)) }
-"""
+.legend { display: flex; flex-wrap: wrap; gap: 0 .8em } .legend .bar { display: flex; align-items: center; gap: .5em }
+.legend i { order: 1; width: 7em; height: .8em; border-radius: .2em; background: linear-gradient(90deg, COLOURS) }
+.legend span:last-child { order: 2 }
+.gradio-container { overflow: clip !important }
+#said { position: sticky; top: .5em; bottom: .5em; z-index: 9 }
+:is(#answers, #figures).stale { opacity: .65 } #answers.stale:has(table)::before { content: "The answer before:" }
+.dark #entropy img { filter: invert(.9) hue-rotate(180deg) }
+@media (max-width: 768px) {
+  #sides { flex-flow: column nowrap } #sides > .column { display: contents } #sides > .column > * { order: 3 }
+  #sides #asking { order: 1 } #sides :is(#said, #answers) { order: 2 } #sides #figures { order: 4 }
+  :is(#examples, #texts) > .gallery { flex-wrap: nowrap; overflow-x: auto }
+  :is(#examples, #texts) > .gallery > * { flex: none } #examples .container { width: 54px; height: 54px }
+  #pictures > .block { height: 110px !important } :is(#picture label, #pictures .icon-wrap) { display: none }
+  #pictures .upload-container { height: 110px !important }
+  #pictures .upload-container .wrap { min-height: 0; padding-top: 2em; font-size: .8em; line-height: 1.5 }
+}
+""".replace("COLOURS", COLOURS)
+
+KNOWN = (  # what the bundled model was trained on: scenes.py draws it
+    f"It knows {', '.join(scenes.PLURAL.values())} and handwritten digits in {', '.join(scenes.COLORS)}, drawn as "
+    "here, and these questions in just these words: on anything else it guesses."
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,8 @@ class Comparison:
     """One question about one picture, without and with pruning.
 
     Attributes:
+        question: as asked.
+        unknown: words of it that the tokenizer has no token for.
         visual: visual tokens of the prompt.
         sides: unpruned, pruned.
         stages: what was dropped where.
@@ -81,6 +105,8 @@ class Comparison:
         collapse: that layer in words.
     """
 
+    question: str
+    unknown: list[str]
     visual: int
     sides: tuple[Side, Side]
     stages: list[StageReport]
@@ -126,7 +152,17 @@ def compare(
         Side(UNPRUNED, loaded.answer(inputs), one.visual, report.kv_mib.full, 1.0, before),
         Side(name, pruned, report.average[0], report.kv_mib.pruned, report.flops_share, after),
     )
-    return Comparison(one.visual, sides, report.stages, figures, entropy, collapse)
+    return Comparison(
+        question, _unknown(loaded, question), one.visual, sides, report.stages, figures, entropy, collapse
+    )
+
+
+def _unknown(loaded: Loaded, question: str) -> list[str]:
+    tokenizer = getattr(loaded.processor, "tokenizer", None)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if tokenizer is None or unknown is None:
+        return []
+    return [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
 
 
 @torch.inference_mode()
@@ -170,7 +206,12 @@ def table(made: Comparison, truth: str = "") -> str:
     stages = [f"after {s.where}, {escape(s.scorer)} keeps {s.kept[0]} of {s.total[0]}" for s in made.stages]
     words = "; ".join(stages) or "Nothing was dropped: the recipe keeps as many tokens as there are"
     known = f"<p>The right answer is <b>{escape(truth)}</b>.</p>" if truth else ""
-    return f'<table class="compared"><tr><th></th>{head}</tr>{body}</table>{known}<p>{words[0].upper()}{words[1:]}.</p>'
+    blind = ", ".join(f"<b>{escape(word)}</b>" for word in made.unknown)
+    known += f"<p>The model does not know the words {blind}: its answer is a guess.</p>" if blind else ""
+    return (
+        f'<table class="compared"><caption>{escape(made.question)}</caption><tr><th></th>{head}</tr>{body}</table>'
+        f"{known}<p>{words[0].upper()}{words[1:]}.</p>"
+    )
 
 
 def upload(path: Path) -> Image.Image:
@@ -236,14 +277,14 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
             if path is None:
                 raise MediaError("there is no picture: choose an example, or drop one of yours")
             lines = [] if own_layer else [f"prune.{movable(full)}.schedule.layer={layer:.0f}"]
-            budget = None if own_budget else f"{percent:.0f}/100"
+            budget = None if own_budget else f"{percent:.0f}%"  # errors speak of percent as well, as the slider does
             made = compare(loaded, upload(Path(path)), question or "", full, *lines, budget=budget)
         except TokenpruneError as error:
-            return {said: _message(error), results: gr.update(visible=False)}
+            return fault(error)
         return {
             said: gr.update(visible=False),
-            results: gr.update(visible=True),
-            answers: table(made, truths.get(question.strip(), "")),
+            figures: gr.update(elem_classes=[]),
+            answers: gr.update(value=table(made, truths.get(question.strip(), "")), elem_classes=[]),
             overlays: made.figures,
             curve: made.entropy,
             words: made.collapse,
@@ -251,63 +292,78 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
             budgets: made.percent if own_budget else percent,
         }
 
-    def _message(error: TokenpruneError) -> Any:
-        return gr.update(value=f'<div class="message" role="alert">{escape(str(error))}</div>', visible=True)
+    def fault(error: TokenpruneError) -> dict[Any, Any]:
+        """What stands on the page stays, but it answers something else."""
+        text = f'<div class="message" role="alert">{escape(str(error))}</div>'
+        stale = gr.update(elem_classes=["stale"])
+        return {said: gr.update(value=text, visible=True), answers: stale, figures: stale}
+
+    def drop(path: str, question: str, _: dict[str, str], *settings: Any) -> dict[Any, Any]:
+        """A picture of the visitor's own, asked about at once. Nobody knows the right answers."""
+        try:
+            shown = upload(Path(path))
+        except MediaError as error:
+            return {own: None, **fault(error)}
+        return {own: None, picture: shown, truths: {}, **ask(path, question, {}, *settings)}
 
     def pick(index: int) -> list[Any]:
         texts = {question.text: question.answer for question in drawn[index].questions}
         return [drawn[index].picture, next(iter(texts)), texts, gr.update(samples=[[text] for text in texts])]
-
-    def drop(path: str) -> list[Any]:
-        try:
-            hint = gr.update(value="<p>Now ask about your picture.</p>", visible=True)
-            return [None, upload(Path(path)), {}, hint, gr.update(visible=False)]
-        except MediaError as error:
-            return [None, gr.skip(), gr.skip(), _message(error), gr.skip()]
 
     def follow(recipe: str) -> list[Any]:
         free = gr.update(interactive=movable(recipe) is not None)
         return [gr.update(choices=[NO_PRESET, *presets(recipe)], value=NO_PRESET), free, free]
 
     with gr.Blocks(title="tokenprune", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.Markdown(f"# tokenprune\nThe same question to **{name}**, with all visual tokens and with some dropped.")
+        about = f"The same question to **{name}**, with all visual tokens and with some dropped."
+        gr.Markdown(f"# tokenprune\n{about}" + (f" {KNOWN}" if name == PICO.name else ""), elem_id="about")
         truths = gr.State(asked)
-        with gr.Row():
+        with gr.Row(
+            elem_id="sides"
+        ):  # on a phone its columns dissolve: the answer stands between question and settings
             with gr.Column(scale=4, min_width=320):
-                examples = gr.Dataset(
-                    label="Examples", components=["image"], samples=[[scene.picture] for scene in drawn], type="index"
-                )
-                with gr.Row():
-                    picture = gr.Image(
-                        shown, label="Picture", type="filepath", image_mode=None, format="png", height=220, buttons=[],
-                        interactive=False, min_width=150, elem_id="picture",
+                with gr.Column(elem_id="asking"):
+                    examples = gr.Dataset(
+                        label="Examples", components=["image"], samples=[[scene.picture] for scene in drawn],
+                        type="index", elem_id="examples",
                     )  # fmt: skip
-                    own = gr.File(label="Your picture", file_types=["image"], height=220, min_width=150)
-                question = gr.Textbox(next(iter(asked)), label="Question", max_length=LETTERS, elem_id="question")
-                texts = gr.Dataset(label="Try", components=[question], samples=[[text] for text in asked])
-                button = gr.Button("Ask", variant="primary")
-                with gr.Row():
-                    recipes = gr.Dropdown(
-                        list(dict.fromkeys([*registered(), base])), value=base, label="Recipe", min_width=150
+                    with gr.Row(elem_id="pictures"):
+                        picture = gr.Image(
+                            shown, label="Picture", type="filepath", image_mode=None, format="png", height=220,
+                            buttons=[], interactive=False, min_width=150, elem_id="picture",
+                        )  # fmt: skip
+                        own = gr.File(label="Your picture", file_types=["image"], height=220, min_width=150)
+                    question = gr.Textbox(next(iter(asked)), label="Question", max_length=LETTERS, elem_id="question")
+                    texts = gr.Dataset(
+                        label="Try", components=[question], samples=[[text] for text in asked], elem_id="texts"
                     )
-                    chosen = gr.Dropdown(
-                        [NO_PRESET, *presets(base)], value=preset or NO_PRESET, label="Preset", min_width=150
+                    button = gr.Button("Ask", variant="primary")
+                with gr.Column(elem_id="settings"):
+                    with gr.Row():
+                        recipes = gr.Dropdown(
+                            list(dict.fromkeys([*registered(), base])), value=base, label="Recipe", min_width=150
+                        )
+                        chosen = gr.Dropdown(
+                            [NO_PRESET, *presets(base)], value=preset or NO_PRESET, label="Preset", min_width=150
+                        )
+                    layers = gr.Slider(
+                        0, depth - 1, 0, step=1, buttons=[], label="Layer", info="Decoder blocks that see every token.",
+                        interactive=movable(recipe) is not None, elem_id="layer",
+                    )  # fmt: skip
+                    own_layer = gr.Checkbox(
+                        True, label="the recipe's own layer", interactive=movable(recipe) is not None
                     )
-                layers = gr.Slider(
-                    0, depth - 1, 0, step=1, buttons=[], label="Layer", info="Decoder blocks that see every token.",
-                    interactive=movable(recipe) is not None, elem_id="layer",
-                )  # fmt: skip
-                own_layer = gr.Checkbox(True, label="the recipe's own layer", interactive=movable(recipe) is not None)
-                budgets = gr.Slider(
-                    1, 100, 100, step=1, buttons=[], label="Budget (%)", elem_id="budget",
-                    info="Visual tokens that a decoder block sees on average.",
-                )  # fmt: skip
-                own_budget = gr.Checkbox(True, label="the recipe's own budget")
+                    budgets = gr.Slider(
+                        1, 100, 100, step=1, buttons=[], label="Budget (%)", elem_id="budget",
+                        info="Visual tokens that a decoder block sees on average.",
+                    )  # fmt: skip
+                    own_budget = gr.Checkbox(True, label="the recipe's own budget")
             with gr.Column(scale=6, min_width=320):
                 said = gr.HTML(visible=False, padding=False, elem_id="said")
-                with gr.Column() as results:
-                    answers = gr.HTML(padding=False, elem_id="answers")
-                    gr.Markdown("What is left, and by which scores, from low (dark) to high (bright):")
+                answers = gr.HTML(padding=False, elem_id="answers")
+                with gr.Column(elem_id="figures") as figures:
+                    legend = f'<div class="legend">What is left, and by which scores: {colour_bar("low", "high")}</div>'
+                    gr.HTML(legend, padding=False, elem_id="legend")
                     overlays = gr.Gallery(
                         label="What is left", show_label=False, format="png", columns=4, object_fit="contain",
                         height="auto", buttons=[], interactive=False, elem_id="overlays",
@@ -317,10 +373,10 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
                         elem_id="entropy",
                     )  # fmt: skip
                     words = gr.Markdown()
-        run = {
+        run: dict[str, Any] = {
             "fn": ask,
             "inputs": [picture, question, truths, recipes, chosen, own_layer, layers, own_budget, budgets],
-            "outputs": [said, results, answers, overlays, curve, words, layers, budgets],
+            "outputs": [said, answers, figures, overlays, curve, words, layers, budgets],
             "concurrency_limit": 1,
             "concurrency_id": "model",
             "trigger_mode": "always_last",
@@ -336,7 +392,8 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
         chosen.input(**reset).then(**run)
         texts.click(lambda sample: sample[0], texts, question, queue=False).then(**run)
         examples.click(pick, examples, [picture, question, truths, texts], queue=False).then(**run)
-        own.upload(drop, own, [own, picture, truths, said, results])
+        dropped = {"inputs": [own, *run["inputs"][1:]], "outputs": [own, picture, truths, *run["outputs"]]}
+        own.upload(**{**run, **dropped, "fn": drop})
     return page.queue(max_size=32)
 
 
