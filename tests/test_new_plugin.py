@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tokenprune.adapters.llava import LlavaAdapter
 from tokenprune.cli import create, main
 from tokenprune.contract.cases import parameters
 from tokenprune.errors import TokenpruneError
-from tokenprune.registry import Entry, registry
+from tokenprune.registry import Broken, Entry, registry
 
 # the tests of a plugin for a family of its own: its adapter comes from the docs
 FAMILY = '''
@@ -51,13 +53,22 @@ def tokenprune_adapters():
 '''
 
 
+KINDS = {"scorer": "loud", "scheduler": "steps", "merger": "fold", "adapter": "tiny-vip"}
+OPTIONAL = {  # of an adapter: answered by None
+    "this family does not say where its tokens lie",
+    "states of this family's vision tower cannot be read",
+    "this family's vision tower cannot be pruned",
+}
+
+
 @pytest.fixture(scope="session")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tokenprune, a plugin with the scorer loud and one with a family, installed into a folder."""
+    """tokenprune, a plugin of each kind and one with a family, installed into a folder."""
     folder = tmp_path_factory.mktemp("plugins")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_main("new-plugin", "loud")
+        for kind, name in KINDS.items():
+            assert run_main("new-plugin", name, "--kind", kind) == 0
     family = folder / "tokenprune-vipllava"
     create._write(family, {
         "vip.py": FAMILY,
@@ -66,7 +77,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         '[tool.hatch.build.targets.wheel]\ninclude = ["vip.py"]\n',
     })  # fmt: skip
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index"]
-    made = [wheel, folder / "tokenprune-loud", family]
+    made = [wheel, *(folder / f"tokenprune-{name}" for name in KINDS.values()), family]
     subprocess.run([*pip, "--no-build-isolation", "--target", folder / "site", *made], check=True, timeout=300)
     return folder
 
@@ -77,12 +88,17 @@ def run_main(*arguments: str) -> int:
     return int(done.value.code or 0)
 
 
-def run(site: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command away from the checkout; installed plugins that are not in the folder stay out."""
-    env = {**os.environ, "PYTHONPATH": str(site / "site"), "TOKENPRUNE_PLUGINS": "loud,vip", "OMP_NUM_THREADS": "1"}
+def run(site: Path, *command: str, plugins: str = "loud,vip") -> subprocess.CompletedProcess[str]:
+    """A command in the folder of the first plugin, away from the checkout; other installed plugins stay out."""
+    env = {**os.environ, "PYTHONPATH": str(site / "site"), "TOKENPRUNE_PLUGINS": plugins, "OMP_NUM_THREADS": "1"}
     code = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
     return subprocess.run(
-        [*code, *command], cwd=site / "tokenprune-loud", env=env, capture_output=True, text=True, timeout=300
+        [*code, *command],
+        cwd=site / f"tokenprune-{plugins.split(',')[0]}",
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -96,6 +112,36 @@ def test_a_new_plugin_is_whole(site: Path) -> None:
     assert {"pyproject.toml", "README.md", *named} <= files
     for name in named:
         assert "$" not in (site / "tokenprune-loud" / name).read_text()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scorer"])
+def test_a_new_plugin_of_any_kind_passes_its_tests_and_is_listed(kind: str, site: Path) -> None:
+    name = KINDS[kind]
+    done = run(site, "-m", "pytest", "-p", "no:cacheprovider", "-ra", plugins=name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    skipped = set(re.findall(r"^SKIPPED \[\d+\] \S+: (.*)$", done.stdout, flags=re.M))
+    assert skipped == (OPTIONAL if kind == "adapter" else set())
+    asked = f"from tokenprune.cli import main; main(['ls', '{kind}s', '--json'])"
+    listed = run(site, "-c", asked, plugins=name)
+    (row,) = [one for one in json.loads(listed.stdout)[f"{kind}s"] if one["name"] == name]
+    assert row["distribution"] == f"tokenprune-{name}"
+    if kind != "adapter":  # the others bring a recipe
+        checked = run(site, "-c", f"from tokenprune.cli import main; main(['check', '{name}'])", plugins=name)
+        assert (checked.stdout, checked.stderr) == (f"{name}: fine\n", "")
+
+
+def test_an_adapter_that_is_not_right_yet_is_told_what_is_wrong(site: Path) -> None:
+    module = site / "site" / "tokenprune_tiny_vip.py"
+    right = module.read_text()
+    module.write_text(right.replace("@hookimpl", "    def scaling(self, block):\n        return 1.0\n\n\n@hookimpl"))
+    try:
+        done = run(site, "-m", "pytest", "-p", "no:cacheprovider", "-k", "own or blocks", plugins="tiny-vip")
+    finally:
+        module.write_text(right)
+    assert done.returncode == 1, done.stdout
+    failed = set(re.findall(r"^FAILED \S+::(test_\w+)", done.stdout, flags=re.M))
+    assert failed == {"test_attention_is_the_models_own"}
 
 
 def test_a_new_plugin_passes_its_tests_and_is_listed(site: Path) -> None:
@@ -189,12 +235,65 @@ def test_bad_names_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("fastv", "scorer", "tokenprune-mllm brings the recipe 'fastv' already: choose another name"),
+        ("fastv", "merger", "tokenprune-mllm brings the recipe 'fastv' already: choose another name"),
+        ("entropy", "scorer", "tokenprune-mllm brings the scorer 'entropy' already: choose another name"),
+        ("fixed", "scheduler", "tokenprune-mllm brings the scheduler 'fixed' already: choose another name"),
+        ("nearest", "merger", "tokenprune-mllm brings the merger 'nearest' already: choose another name"),
+        ("llava", "adapter", "tokenprune-mllm brings the adapter 'llava' already: choose another name"),
+        ("wanted", "scorer", "one brings the scorer 'wanted' already: choose another name"),
+        ("sad", "merger", "tokenprune-sad is installed already, and broken: choose another name, or uninstall it"),
+        ("mine", "adapter", "vip brings an adapter of the model type 'vipllava' already, and so would the example"),
+        ("fastv", "adapter", ""),
+        ("entropy", "merger", ""),
+        ("wanted", "merger", ""),
+        ("mine", "scorer", ""),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(
+    name: str, kind: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every name that the plugin would register, and no other."""
+    found = registry()
+    rivals = tuple(Entry("scorer", "wanted", object, distribution) for distribution in ("one", "two"))
+    vip = Entry("adapter", "vip", type("Vip", (LlavaAdapter,), {"model_types": ("vipllava",)}), "vip")
+    if name in ("wanted", "sad", "mine"):
+        monkeypatch.setitem(found.contested["scorer"], "wanted", rivals)
+        monkeypatch.setitem(found.entries["adapter"], "vip", vip)
+        broken = replace(found, broken=(Broken("tokenprune-sad", "boom"),))
+        monkeypatch.setattr("tokenprune.registry.registry", lambda: broken)
+    made = tmp_path / "made"
+    code = run_main("new-plugin", name, "--kind", kind, "--output", str(made))
+    assert made.exists() == (not said)
+    assert code == (2 if said else 0)
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_kind_that_there_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main("new-plugin", "mine", "--kind", "recipe", "--output", str(tmp_path / "made")) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "expected one of scorer, scheduler, merger, adapter, got recipe" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["none", "seen", "scorer", "class", "a-b-2", "tokenprune-quiet"])
-def test_names_that_mean_something_in_python_work(name: str, tmp_path: Path) -> None:
-    assert run_main("new-plugin", name, "--output", str(tmp_path / "deep" / "new")) == 0
-    (module,) = (tmp_path / "deep" / "new").glob("*.py")
-    compile(module.read_text(), str(module), "exec")
-    assert list((tmp_path / "deep").iterdir()) == [tmp_path / "deep" / "new"]
+def test_names_that_mean_something_in_python_work(name: str, kind: str, tmp_path: Path) -> None:
+    new = tmp_path / "deep" / "new"
+    assert run_main("new-plugin", name, "--kind", kind, "--output", str(new)) == 0
+    (module,) = new.glob("*.py")
+    for path in (module, *new.glob("tests/*.py")):
+        compile(path.read_text(), str(path), "exec")
+    files = [path for path in new.rglob("*") if path.is_file()]
+    assert len(files) == (4 if kind == "adapter" else 5)
+    for path in files:
+        assert not re.search(r"\$(?! )", path.read_text()), "a word was not filled in"
+        assert max(map(len, path.read_text().splitlines())) <= 130
+    assert not re.search(r'"tokenprune-mllm', (new / "pyproject.toml").read_text())  # not on an index yet
+    assert list((tmp_path / "deep").iterdir()) == [new]
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -337,6 +337,14 @@ def test_taken_names_of_recipes_mergers_and_calibrations_are_told_to_those_who_a
     assert "skipped the broken plugin two: RuntimeError: [two]" in listed  # brackets are no markup
 
 
+def test_a_plugin_cannot_claim_what_is_built_in(install: Install) -> None:
+    install("thief", "", target="tokenprune.builtin")
+    with pytest.warns(UserWarning, match="skips the broken plugin thief: ValueError: Plugin already registered"):
+        registry()
+    assert {entry.distribution for entry in registry().entries["scorer"].values()} == {DISTRIBUTION}
+    check_builtins_are_there()
+
+
 def test_one_name_may_stand_for_things_of_different_kinds(install: Install) -> None:
     install("nearest-scorer", KNORM.replace('"knorm"', '"nearest"'))
     assert "nearest" in names("scorer")

@@ -112,8 +112,8 @@ def registry() -> Registry:
         distribution = point.dist.name if point.dist else point.value
         try:
             plugin = point.load()
-            origin[id(plugin)] = distribution
             manager.register(plugin, name=f"{distribution}:{point.name}")
+            origin[id(plugin)] = distribution  # not before: one that is registered already stays whose it is
             manager.check_pending()  # a hook whose name is misspelt
         except (Exception, SystemExit) as error:  # whatever a stranger's import can raise
             manager.unregister(name=f"{distribution}:{point.name}")

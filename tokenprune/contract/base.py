@@ -10,12 +10,17 @@ import pytest
 import torch
 
 from .cases import Part
+from .families import Family
 
 
 class Contract:
-    """Inherit one of its classes, and name in `parts` what it shall test: names, or settings as in a recipe."""
+    """Inherit one of its classes, and name in `parts` what it shall test: names, or settings as in a recipe.
+
+    `families` are tested in beside those that are shipped: an adapter needs a tiny model of its own.
+    """
 
     parts: ClassVar[tuple[Part, ...]] = ()
+    families: ClassVar[tuple[Family, ...]] = ()
 
     @pytest.fixture(autouse=True)
     def one_thread(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ class Merging:
 
 
 def parameters(
-    kind: str, parts: Sequence[Part], families: Sequence[str] = (), alone: bool = False
+    kind: str, parts: Sequence[Part], families: Sequence[str | Family] = (), alone: bool = False
 ) -> dict[str, tuple[Any, Any]]:
     """What the tests of a kind get: a part and a family, by a label. `alone`: without families (schedules: always).
 
@@ -159,7 +159,8 @@ def _adapters(parts: Sequence[Part], every: Sequence[Family]) -> Iterator[tuple[
         if not mine:
             raise TokenpruneError(
                 f"there is no tiny model for the adapter {name!r}: write a tokenprune.contract.families.Family whose "
-                "config has one of its model types, and give --tokenprune-family MODULE:NAME"
+                "config has one of its model types, and name it in `families` of the test's class, or give "
+                "--tokenprune-family MODULE:NAME"
             )
         yield from ((name, thing(), one) for one in mine)
 
@@ -170,7 +171,9 @@ def _adapter_of(family: Family) -> type[Adapter] | None:
     return None
 
 
-def _family(where: str) -> Family:
+def _family(where: str | Family) -> Family:
+    if isinstance(where, Family):
+        return where
     module, _, name = where.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)

@@ -71,8 +71,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from .cases import parameters
 
     names = [name for name in (kind, "family") if name in metafunc.fixturenames]
+    families = [*metafunc.config.getoption("--tokenprune-family"), *getattr(metafunc.cls, "families", ())]
     try:
-        found = parameters(kind, parts, metafunc.config.getoption("--tokenprune-family"), alone=len(names) == 1)
+        found = parameters(kind, parts, families, alone=len(names) == 1)
     except TokenpruneError as error:
         pytest.fail(str(error), pytrace=False)
     metafunc.parametrize(names, [pytest.param(*values[: len(names)], id=label) for label, values in found.items()])
