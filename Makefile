@@ -38,10 +38,10 @@ docs: $(VENV)/docs ## site/, the documentation as pages that need no network
 compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --write-compatibility
 
-test-eval: $(VENV)/dev $(EVAL)/ready ## pytest of what needs lmms-eval (80 MB to download)
+test-eval: $(VENV)/dev $(EVAL)/ready ## pytest of what needs lmms-eval (100 MB to download)
 	PYTHONPATH="$(CURDIR)/$(EVAL)" $(VENV)/bin/python -m pytest tests/test_eval.py $(ARGS)
 
-test-web: $(VENV)/dev $(WEB)/ready ## pytest of the page, in a Chromium if there is one (100 MB to download)
+test-web: $(VENV)/dev $(WEB)/ready ## pytest of the page, in a Chromium if there is one (150 MB to download)
 	PYTHONPATH="$(CURDIR)/$(WEB)" $(VENV)/bin/python -m pytest tests/test_web.py $(ARGS)
 
 test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
