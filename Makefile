@@ -90,7 +90,7 @@ elif theirs=$$($(1)/bin/python $(VERSION) 2>&1 || :); [ "$$theirs" != "$$ours" ]
 	"make: the Python of $(1) ($$theirs) is not $(PYTHON) ($$ours): remove $(1), or name its Python by PYTHON="; \
 	exit 1; \
 fi; \
-$(PYTHON) -m venv $(1)
+$(1)/bin/python -I -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(1)
 endef
 
 # $(call install,FOLDER,what,modules): into an environment

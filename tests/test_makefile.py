@@ -21,6 +21,7 @@ STUB = f"""#!/bin/sh
 case "$*" in
     "-m venv "*)
         mkdir -p "$3/bin"; eval "$STUB_VENV"; cp "$0" "$3/bin/python"; echo "$STUB_VERSION" > "$3/bin/python.version" ;;
+    *"-m pip --version") ;;
     *"-m pip "*)
         echo "$*" >> "$STUB_LOG"; eval "$STUB_PIP" ;;
     *import_module*)
