@@ -79,7 +79,7 @@ define environment
 @if [ -e $(1)/unfinished ]; then \
 	maker=$$(cat $(1)/unfinished/make 2>&- || :); \
 	if [ -n "$$maker" ] && kill -0 "$$maker" 2>&-; then echo >&2 \
-		"make: process $$maker is installing into $(1): wait for it. If that is no make, remove $(1)/unfinished."; \
+		"make: process $$maker is installing into $(1): wait for it, or remove $(1) if that is no make."; \
 		exit 1; \
 	fi; \
 	echo "$(1) was not finished: it is made afresh"; $(call discard,$(1)); \
