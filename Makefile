@@ -126,7 +126,7 @@ no_import = echo >&2 "make: what was installed into $(1) cannot be imported, see
 	"the next make starts it afresh."; exit 1
 
 $(FLOOR)/base: PINS := s/^transformers==.*/transformers==5.19.0/
-$(VENV)/base $(FLOOR)/base: pyproject.toml constraints.txt
+$(VENV)/base $(FLOOR)/base: pyproject.toml constraints.txt Makefile
 	$(call environment,$(@D))
 	@sed '$(PINS)' constraints.txt > $(@D)/constraints.txt
 	$(call install,$(@D),-e .,tokenprune.api tokenprune.cli)

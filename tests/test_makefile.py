@@ -196,14 +196,17 @@ def test_a_folder_of_packages_is_whole_or_the_old_one(checkout: Checkout, name: 
     assert not (checkout / name / "old").exists()
 
 
-def test_constraints_newer_than_the_stamp_are_installed(checkout: Checkout) -> None:
+@pytest.mark.parametrize("name", ["constraints.txt", "pyproject.toml", "Makefile"])  # the last pins too
+def test_what_is_newer_than_the_stamp_is_installed(checkout: Checkout, name: str) -> None:
     targets = (".venv/dev", ".venv/docs", ".venv-web/ready")
     assert checkout.make(*targets).returncode == 0
     checkout.asked()
-    checkout.pull()
-    text = (checkout / "constraints.txt").read_text()
-    (checkout / "constraints.txt").write_text(text + "new==1\n")
-    checkout.pull()
+    pins = checkout / "constraints.txt"
+    before = pins.stat().st_mtime
+    pins.write_text(pins.read_text() + "new==1\n")
+    os.utime(pins, (before, before))
+    assert checkout.make("--question", *targets).returncode == 0
+    checkout.pull(name)
     assert checkout.make(*targets).returncode == 0
     pips = [line for line in checkout.asked() if not line.startswith("import ")]
     assert len(pips) == 5  # base, int8, dev, docs, web
