@@ -296,7 +296,9 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert links > 50
 
 
-@pytest.mark.parametrize("target", ["demo", "web", "test", "docs", "test-eval", "test-web", "test-floor"])
+@pytest.mark.parametrize(
+    "target", ["demo", "web", "test", "docs", "test-eval", "test-web", "test-floor", "dist", "clean"]
+)
 def test_the_makefile_has_what_the_readme_says(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.M)

@@ -1,4 +1,4 @@
-"""The pure tensor core: no models, no batches, no state.
+"""The pure tensor core: no models, no batches, no state. Public: plugins are made of these functions (docs/api.md).
 
 Letters: `n` visual tokens, `p` prompt columns, `H`/`h` query/kv heads, `dh` head size, `d` width, `r` query rows.
 """
