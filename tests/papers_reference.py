@@ -206,3 +206,93 @@ def fitprune_losses(sample: Sequence[tuple[Array, Array]], alpha: float) -> list
         alive -= both
         lost.append(len(both))
     return lost
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A picture as a vision tower leaves it: smooth fields and noise, and attention with a long tail."""
+
+    side: tuple[int, int]
+    rows: Array  # n d: what left the projector
+    heads: Array  # H n dh: keys of the last block
+    attention: Array  # n: of the CLS row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def pictured(seed: int) -> Pictured:
+    rng = np.random.default_rng(seed)
+    side = [(12, 12), (13, 11), (16, 9), (15, 12)][seed % 4]
+    y, x = (grid.ravel() for grid in np.meshgrid(*(np.linspace(0, 1, length) for length in side), indexing="ij"))
+    fields = np.array([np.sin(9 * (a * y + b * x) + c) for a, b, c in rng.uniform(-2, 2, (6, 3))]).T
+
+    def states(d: int) -> Array:
+        return fields @ rng.normal(size=(6, d)) + rng.uniform(0.1, 1, (len(x), 1)) * rng.normal(size=(len(x), d))
+
+    heads = np.array([states(8) + 3 * rng.normal(size=8) for _ in range(4)])
+    told = np.exp(1.5 * rng.normal(size=len(x)) + fields[:, 0])
+    return Pictured(side, states(24), heads, told / (1 + told.sum()))
+
+
+def cosine(a: Array, b: Array) -> float:
+    size = math.sqrt(a @ a) * math.sqrt(b @ b)
+    return float(a @ b / size) if size else 0.0
+
+
+# -- HoloV (arXiv 2510.02912), the released rule -----------------------------------------------------------------------
+
+
+def holov_worth(rows: Array, attention: Array, crops: list[list[int]], alpha: float = 0.09) -> list[float]:
+    """Mean score of each crop. The variance of a token's likeness counts itself, with likeness 0, and divides by the
+    others; it is scaled to the attention inside its own crop.
+    """
+    worth = []
+    for crop in crops:
+        told = [1000 * attention[j] for j in crop]
+        varies = []
+        for j in crop:
+            likeness = [0.0 if k == j else cosine(rows[j], rows[k]) for k in crop]
+            mean = sum(likeness) / (len(crop) - 1)
+            varies.append(sum((s - mean) ** 2 for s in likeness) / (len(crop) - 1))
+        scale = np.mean(told) / (np.mean(varies) + 1e-6)
+        worth.append(float(np.mean([a + alpha * scale * v for a, v in zip(told, varies, strict=True)])))
+    return worth
+
+
+def holov(
+    rows: Array, attention: Array, crops: list[list[int]], keep: int, give: bool = False, alpha: float = 0.09
+) -> list[int]:
+    """What stays. A crop that would get more tokens than it has loses them, and zero rows take their place: so there
+    may be less than `keep`. With `give`, crops with room get them instead, as they get what rounding leaves: one each,
+    the worthiest first.
+    """
+    worth = holov_worth(rows, attention, crops, alpha)
+    order = best_first(worth)
+    counts = [math.floor(keep * w / (sum(worth) + 1e-6)) for w in worth]
+    for i in [] if give else order[: keep - sum(counts)]:
+        counts[i] += 1
+    counts = [min(count, len(crop)) for count, crop in zip(counts, crops, strict=True)]
+    while give and sum(counts) < keep:
+        for i in [i for i in order if counts[i] < len(crops[i])][: keep - sum(counts)]:
+            counts[i] += 1
+    return [j for crop, count in zip(crops, counts, strict=True) for j in best_first(attention, crop)[:count]]
+
+
+# -- PruMerge (arXiv 2403.15388), the released rule --------------------------------------------------------------------
+
+
+def prumerge_merged(rows: Array, keys: Array, attention: Array, kept: Sequence[int], near: int = 32) -> Array:
+    """The kept rows, each with the `near` tokens added whose keys are most like its own, as much as their attention.
+
+    `keys` (n, H dh): all heads side by side. Kept tokens are neighbours too.
+    """
+    merged = []
+    for i in kept:
+        likeness = [cosine(keys[i], keys[j]) for j in range(len(rows))]
+        others = [j for j in best_first(likeness) if j != i]
+        merged.append(rows[i] + sum(attention[j] * rows[j] for j in others[:near]))
+    return np.array(merged)

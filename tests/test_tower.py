@@ -42,6 +42,8 @@ class Probe(Scorer):
 
     def score(self, seen):
         found = {f"{name}{block}": getattr(seen.tower, name)(block) for name in self.asked for block in self.blocks}
+        if "keys" in self.asked:
+            found |= {f"joined keys{block}": seen.tower.keys(block, heads="joined") for block in self.blocks}
         self.seen.append({**found, "places": seen.tower.places})
         return -torch.arange(len(seen.visual)).float()
 
@@ -75,6 +77,7 @@ def clip_run(tower: Any, pixels: torch.Tensor, blocks: tuple[int, ...]) -> dict[
         found[f"salience{block}"] = attention[:, :, 0].mean(1)
         found[f"received{block}"] = attention.sum(2).mean(1)
         found[f"keys{block}"] = keys[block % len(layers)].unflatten(-1, (2, -1)).mean(2)
+        found[f"joined keys{block}"] = keys[block % len(layers)]
         found[f"features{block}"] = out.hidden_states[block]
     return found
 
@@ -110,13 +113,14 @@ def window_run(tower: Any, pixels: torch.Tensor, grids: torch.Tensor, blocks: tu
     found = {}
     for block in blocks:
         q, k, _ = seen[f"qkv{block}"].unflatten(-1, (3, 2, -1)).unbind(1)
-        keys = k[back].mean(1)
+        keys, joined = k[back].mean(1), k[back].flatten(1)
         q, k = apply_rotary_pos_emb_vision(q, k, *seen["rope"])
         logits = torch.einsum("ihd,jhd->hij", q[back], k[back]) * q.shape[-1] ** -0.5
         level = 2 if block % 3 == 1 else 4  # block 1 sees whole frames
         together = (table[:, None, :level] == table[None, :, :level]).all(-1)
         got = logits.masked_fill(~together, float("-inf")).softmax(-1).sum(1).mean(0)
         units = {"received": got, "salience": got, "keys": keys, "features": seen[f"out{block}"][back]}
+        units["joined keys"] = joined
         found |= {f"{name}{block}": states.unflatten(0, (-1, 4)).mean(1) for name, states in units.items()}
     return found
 

@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -76,6 +77,8 @@ class Recording:
         behind = self.adapter.sources(self.shape, len(block.features)).to(block.features.device)[rows]  # n u
         if name == "keys":
             return block.keys[:, behind].mean((0, 2))
+        if name == "joined_keys":
+            return rearrange(block.keys[:, behind].mean(2), "heads n dh -> n (heads dh)")
         states: Tensor = getattr(block, name)
         return states[behind].mean(1)
 

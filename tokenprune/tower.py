@@ -104,11 +104,13 @@ class Tower:
     def of(cls, places: Int[Tensor, "n 3"], **states: Tensor) -> Tower:
         """A tower of plain tensors, whatever the block: for trying a scorer without a model.
 
-        `states`: any of `cls_attention` (n), `received` (n), `keys` (n dk), `features` (n d).
+        `states`: any of `cls_attention` (n), `received` (n), `keys` (n dk), `features` (n d). Heads, mean or joined,
+        are not told apart.
         """
 
         def read(name: str, block: Block) -> Tensor:
-            if name.endswith("salience"):
+            name = name.removeprefix("joined_")
+            if name == "salience":
                 name = "cls_attention" if "cls_attention" in states else "received"
             return states[name]
 
@@ -126,9 +128,9 @@ class Tower:
         """`cls_attention` where the tower has a CLS row, else `received`; mean over heads, or of one joined head."""
         return self.read("salience" if heads == "mean" else "joined_salience", block)
 
-    def keys(self, block: Block = "features") -> Float[Tensor, "n dk"]:
-        """Keys before RoPE, averaged over heads."""
-        return self.read("keys", block)
+    def keys(self, block: Block = "features", heads: Literal["mean", "joined"] = "mean") -> Float[Tensor, "n dk"]:
+        """Keys before RoPE: the mean over heads, or those of all heads side by side as one."""
+        return self.read("keys" if heads == "mean" else "joined_keys", block)
 
     def features(self, block: Block = "features") -> Float[Tensor, "n d"]:
         """Rows leaving the block."""

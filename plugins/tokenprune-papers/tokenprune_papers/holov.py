@@ -11,18 +11,23 @@ from torch import Tensor
 from tokenprune import Scorer, Seen
 from tokenprune.tower import Block, check_block
 
-from .pictures import best, per_picture, unit
+from .pictures import per_picture
+
+ROUND_OFF = 1e-6
+"""What the released code adds to denominators."""
 
 
 @dataclass(frozen=True)
 class HoloV(Scorer):
     """In each crop the tokens with most attention of the CLS row, as many as its mean token score gives it.
 
-    A token's score is its attention plus `alpha` times how much its likeness to the others in the crop varies.
+    A token's score is its attention plus `alpha` times how much its likeness to the others in the crop varies. As in
+    the released code that variance is scaled to the mean attention of its own crop, which all but takes it out of the
+    crop's mean again.
 
     Args:
-        crops: stretches of equal length that a picture is cut into.
-        alpha: weight of the variance, which is scaled to the mean of the attention.
+        crops: stretches of equal length that a picture is cut into; the first are one token longer if need be.
+        alpha: weight of the variance.
         block: tower block to read.
     """
 
@@ -42,37 +47,54 @@ class HoloV(Scorer):
         return (self.block,)
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
-        salience, features = seen.tower.salience(self.block), unit(seen.hidden)
+        salience = seen.tower.salience(self.block)
+        attention = 1000 * salience.to(torch.promote_types(salience.dtype, torch.float32))
 
         def choose(tokens: Int[Tensor, "m"], keep: int) -> Int[Tensor, "k"]:
-            parts = torch.arange(len(tokens), device=tokens.device).tensor_split(min(self.crops, len(tokens)))
-            attention = salience[tokens].to(features.dtype)
-            varies = torch.cat([variance(features[tokens[part]]) for part in parts])
-            scale = attention.mean() / varies.mean().clamp_min(1e-12)
-            told = attention + self.alpha * scale * varies
-            worth = torch.stack([told[part].mean() for part in parts])
-            counts = quotas(worth.tolist(), [len(part) for part in parts], keep)
-            chosen = [part[best(attention[part], count)] for part, count in zip(parts, counts, strict=True)]
-            return torch.cat(chosen)
+            crops = min(self.crops, len(tokens))
+            size, longer = divmod(len(tokens), crops)
+            first, others = torch.arange(len(tokens), device=tokens.device).tensor_split([longer * (size + 1)])
+            batches = [first.view(longer, size + 1), others.view(crops - longer, size)]  # of equal length: no loop
+            looked = [attention[tokens[crop]] for crop in batches]
+            varies = [variance(seen.states[seen.visual[tokens[crop]]]) for crop in batches]
+            told = [self.worth(*pair) for pair in zip(looked, varies, strict=True)]
+            counts = quotas(torch.cat(told).tolist(), [size + (i < longer) for i in range(crops)], keep)
+            order = [
+                crop.gather(1, own.argsort(dim=1, descending=True, stable=True))
+                for crop, own in zip(batches, looked, strict=True)
+            ]
+            ranked = [row for rows in order for row in rows]
+            return torch.cat([row[:count] for row, count in zip(ranked, counts, strict=True)])
 
         return per_picture(seen, choose)
 
+    def worth(self, attention: Float[Tensor, "c m"], varies: Float[Tensor, "c"]) -> Float[Tensor, "c"]:
+        """The mean score of each crop's tokens, given the mean of their variances."""
+        mean = attention.mean(1)
+        return mean + self.alpha * mean / (varies.to(mean.dtype) + ROUND_OFF) * varies.to(mean.dtype)
 
-def variance(rows: Float[Tensor, "m d"]) -> Float[Tensor, "m"]:
-    """How much each row's cosine to the other rows varies; zero where there are fewer than three."""
-    m = len(rows)
-    if m < 3:
-        return rows.new_zeros(m)
-    alone = torch.eye(m, dtype=torch.bool, device=rows.device)
-    likeness = (rows @ rows.T).masked_fill(alone, 0)
-    mean = likeness.sum(1, keepdim=True) / (m - 1)
-    return (likeness - mean).masked_fill(alone, 0).square().sum(1) / (m - 1)
+
+def variance(rows: Float[Tensor, "c m d"]) -> Float[Tensor, "c"]:
+    """How much each row's cosine to the other rows of its crop varies, the mean of a crop; zero if it is alone.
+
+    The row itself counts as one with cosine 0, as in the released code.
+    """
+    c, m = rows.shape[:2]
+    precise = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    if m < 2:
+        return precise.new_zeros(c)
+    length = torch.linalg.vector_norm(precise, dim=-1) + ROUND_OFF
+    likeness = precise @ precise.mT / (length[:, :, None] * length[:, None])  # rows scaled first would be a copy
+    likeness.diagonal(dim1=1, dim2=2).zero_()
+    mean = likeness.sum(2) / (m - 1)
+    squares = likeness.square_().sum(2) - (m - 2) * mean.square()  # = the sum of (likeness - mean)^2 over all m
+    return squares.clamp_min(0).mean(1) / (m - 1)
 
 
 def quotas(worth: list[float], sizes: list[int], keep: int) -> list[int]:
     """`keep` split in proportion to worth, rounded down; what is left goes to the worthiest that still have room."""
-    total = sum(worth)
-    if not total > 0:
+    total = sum(worth) + ROUND_OFF
+    if not total > 0:  # NaN
         worth, total = [1.0] * len(worth), float(len(worth))
     counts = [min(size, int(keep * part / total)) for part, size in zip(worth, sizes, strict=True)]
     order = sorted(range(len(worth)), key=lambda i: (-worth[i], i))

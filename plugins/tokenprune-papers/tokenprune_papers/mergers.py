@@ -33,12 +33,12 @@ def contextual(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen)
 def neighbours(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen) -> Float[Tensor, "n d"]:
     """Add to each kept token the 32 tokens whose tower keys are most like its own, weighted by the CLS row's attention.
 
-    PruMerge (arXiv 2403.15388): keys and attention (heads joined) of the last tower block; neighbours may be kept or
-    dropped, and weights are not normalised.
+    PruMerge (arXiv 2403.15388): keys and attention of the last tower block, of all heads joined to one; neighbours may
+    be kept or dropped, and weights are not normalised.
     """
     if not len(kept):
         return hidden
-    keys, weight = unit(seen.tower.keys(-1)), seen.tower.salience(-1, "joined")
+    keys, weight = unit(seen.tower.keys(-1, "joined")), seen.tower.salience(-1, "joined")
     picture = seen.tower.places[:, 0]
     likeness = keys[kept] @ keys.T
     alone = torch.arange(len(keys), device=kept.device) == kept[:, None]
