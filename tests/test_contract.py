@@ -205,8 +205,16 @@ class FaultyInTower(TowerScorer):
             return Ranking((scores - scores.mean()) / (scores.amax() - scores.amin()))
         if self.fault == "draws":
             return Ranking(scores + torch.rand(()))
-        if self.fault == "in place":
-            pictures.keys.mul_(2)
+        if self.fault == "complex":
+            return Ranking(scores.to(torch.complex64))
+        if self.fault == "another device":
+            return Ranking(scores.to("meta"))
+        if self.fault == "merges into real numbers":
+            return Ranking(scores, first.float())
+        if self.fault == "merges into what is not there":
+            return Ranking(scores, first - 1)
+        if self.fault.startswith("in place: "):
+            getattr(pictures, self.fault.removeprefix("in place: ")).mul_(2)
         if self.fault == "looks at other pictures":
             return Ranking(scores - scores.mean(0))
         return Ranking(scores) if self.fault != "no ranking" else scores  # type: ignore[return-value]
@@ -215,12 +223,16 @@ class FaultyInTower(TowerScorer):
 IN_TOWER = {
     "shape": "ranks_every_token",
     "no ranking": "ranks_every_token",
+    "complex": "ranks_every_token",
+    "another device": "ranks_every_token",
     "NaN in bfloat16": "ranks_every_token",
+    "merges into real numbers": "ranks_every_token",
+    "merges into what is not there": "ranks_every_token",
     "merges into what is dropped": "ranks_every_token",
     "needs two tokens": "ranks_every_token",
     "needs tokens that differ": "ranks_every_token",
     "draws": "same_twice",
-    "in place": "same_twice",
+    **{f"in place: {name}": "same_twice" for name in ("keys", "hidden", "sizes", "tokens")},
     "looks at other pictures": "do_not_see_each_other",
 }
 

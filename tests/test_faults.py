@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from test_oracle import RECIPES, check_oracle
 
 import tokenprune
 from tokenprune import Scheduler, Scorer
-from tokenprune.errors import LayerError, ScheduleError, ScorerError, TokenpruneError
+from tokenprune.errors import LayerError, PromptError, ScheduleError, ScorerError, TokenpruneError
 from tokenprune.registry import Entry, registry
 
 
@@ -52,10 +52,16 @@ def nan(seen: Any) -> torch.Tensor:
     return score
 
 
+def no_text(seen: Any) -> torch.Tensor:
+    raise PromptError("the scorer reads the question as text")
+
+
 SCORES: dict[str, Callable[[Any], Any]] = {
     "good": column,
     "raises": raises(RuntimeError("out of ideas")),
     "asks for states that do not exist": lambda seen: seen.attention([10**6]).mean((0, 1)),
+    "asks for a block that is not there": lambda seen: replace(seen, previous=None).keys,
+    "reads a question that is not text": no_text,
     "nan": nan,
     "too long": lambda seen: torch.zeros(len(seen.visual) + 1),
     "two columns": lambda seen: torch.zeros(len(seen.visual), 2),
@@ -82,7 +88,6 @@ MERGED: dict[str, Callable[..., Any]] = {
 # what happens, and what the message says
 SCORER_FAULTS: dict[str, tuple[type[BaseException], str]] = {
     "raises": (ScorerError, "failed with RuntimeError: out of ideas"),
-    "asks for states that do not exist": (ScorerError, "failed with ScorerError: query columns .1000000. do not exist"),
     "nan": (ScorerError, "gave NaN"),
     "too long": (ScorerError, r"must give one number per visual token: expected shape \(32,\), got \(33,\)"),
     "two columns": (ScorerError, r"expected shape \(32,\), got \(32, 2\)"),
@@ -96,6 +101,12 @@ SCORER_FAULTS: dict[str, tuple[type[BaseException], str]] = {
     "changes ids": (ScorerError, "changed what it was shown in place"),
     "interrupt": (KeyboardInterrupt, ""),
     "out of memory": (torch.OutOfMemoryError, "no room"),
+}
+# what the engine itself says inside a part
+OURS: dict[str, tuple[type[TokenpruneError], str]] = {
+    "asks for states that do not exist": (ScorerError, "query columns [1000000] do not exist: 42 columns are left"),
+    "asks for a block that is not there": (ScorerError, "at layer 2 there is no previous block"),
+    "reads a question that is not text": (PromptError, "the scorer reads the question as text"),
 }
 MERGER_FAULTS: dict[str, tuple[type[BaseException], str]] = {
     "raises": (ScorerError, "failed with RuntimeError: out of ideas"),
@@ -164,6 +175,32 @@ def test_a_merger_that(fault: str) -> None:
         ]
     }
     check_fault(recipe, error, f"merger 'faulty-{fault}' of stranger at layer 2, prompt 0, (.*){message}")
+
+
+def passed_as_it_is(error: TokenpruneError, who: str) -> bool:
+    """Not as the part's own failure; who it was stands in a note, where Python has notes."""
+    notes = getattr(error, "__notes__", [f"raised inside {who}"])
+    return notes == [f"raised inside {who}"] and error.__cause__ is None and "failed with" not in str(error)
+
+
+@pytest.mark.usefixtures("provided")
+@pytest.mark.parametrize("part", ["scorer", "merger"])
+@pytest.mark.parametrize("said", OURS)
+def test_the_engines_own_errors_pass_as_they_are(said: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error, message = OURS[said]
+    monkeypatch.setitem(MERGED, "asks", lambda hidden, kept, seen: SCORES[said](seen))
+    monkeypatch.setitem(registry().entries["merger"], "asks", Entry("merger", "asks", MERGED["asks"], "stranger"))
+    work: dict[str, Any] = {"scorer": {"name": "faulty", "how": said}}
+    if part == "merger":
+        work = {"scorer": "diversity", "merge": "asks"}
+    recipe = {"prune": [{**work, "schedule": {"name": "fixed", "layer": 2, "keep": 3}}]}
+    name = "scorer 'faulty'" if part == "scorer" else "merger 'asks'"
+    for _ in range(2):
+        with pytest.raises(error) as caught, tokenprune.prune(model("llava"), recipe):
+            answer("llava", "sdpa", RAGGED)
+        assert str(caught.value).startswith(message)
+        assert passed_as_it_is(caught.value, f"{name} of stranger at layer 2, prompt 0")
+    check_oracle("llava", "sdpa", RAGGED, {"prune": RECIPES["entropy"]})
 
 
 def test_what_nobody_registered_is_named_by_its_module() -> None:

@@ -13,7 +13,7 @@ LEVELS = [
     {"scorers", "schedules", "adapters", "mergers"},
     {"builtin", "registry"},
     {"recipe", "prompt", "cache", "parallel", "inputs", "recorder", "vision", "engine", "flops", "analysis"}
-    | {"report", "overlay", "page"},
+    | {"guard", "encodings", "report", "overlay", "page"},
     {"api", "media", "loading", "pico"},
     {"bench", "sweep", "shapes", "evaluation", "web", "demo", "contract"},
     {"cli", "__init__", "__main__"},

@@ -19,6 +19,8 @@ from transformers.vision_utils import get_vision_window_index
 
 import tokenprune
 from tokenprune import Scorer, ops
+from tokenprune.adapters.llava import LlavaAdapter
+from tokenprune.encodings import Encodings, Landed
 from tokenprune.errors import LayerError, PromptError, ScorerError, UnsupportedModelError
 from tokenprune.recorder import Recorder
 from tokenprune.tower import Tower, check_block, resolve_block
@@ -301,7 +303,7 @@ def test_frames_have_a_cls_token_without_a_place() -> None:
 
 def alive(pruning: Any) -> int:
     gc.collect()
-    return len(pruning._pruner.recorder._kept)
+    return len(pruning._pruner.recorder.encodings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -329,13 +331,29 @@ def test_states_are_freed_without_a_garbage_collection() -> None:
     try:
         with torch.no_grad(), tokenprune.prune(lm, recipe(Probe())) as pruning:
             held = lm.model.get_image_features(given["pixel_values"])
-            ((_, recording),) = pruning._pruner.recorder._kept.values()
+            (recording,) = pruning._pruner.recorder.encodings
             lm(**{k: v for k, v in given.items() if k != "pixel_values"}, mm_encoder_outputs={"image": held})
             watch = weakref.ref(recording)
             del recording, held
             assert watch() is None
     finally:
         gc.enable()
+
+
+def test_an_encoding_may_be_a_tuple() -> None:
+    """Which takes no weak references: its rows are known as long as its first tensor lives."""
+    tower, lm = LlavaAdapter().tower(), model("llava")
+    assert tower is not None
+    encodings: Encodings[Landed] = Encodings(tower, lm.model)
+    rows, landed = torch.randn(5, 70), Landed()
+    landed.land(rows)
+    given = (torch.zeros(1), rows)
+    encodings.keep(given, landed)
+    known, found, ends, strange = encodings.find(torch.cat([rows[3:], rows[:1] + 1]))
+    assert (known, found.tolist(), ends, strange.tolist()) == ([landed], [3, 4, -1], [0, 5], [False, False, True])
+    del given
+    gc.collect()
+    assert len(encodings) == 0
 
 
 def test_recipes_without_tower_scorers_hook_no_tower() -> None:
@@ -536,8 +554,6 @@ def test_blocks_must_be_declared() -> None:
 
 
 def test_a_family_without_a_tower_adapter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tokenprune.adapters.llava import LlavaAdapter
-
     monkeypatch.setattr(LlavaAdapter, "tower", lambda self: None)
     with pytest.raises(UnsupportedModelError, match="does not know that tower"):
         tokenprune.prune(model("llava"), recipe(Probe())).__enter__()

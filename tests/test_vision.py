@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import torch
 from families import BATCHES, DEPTH, FAMILIES, MIXED, RAGGED, answer, has_video, inputs, logits, model
 from masking import hidden_by_mask
 from test_conversations import FIRST, SECOND, THIRD, Masked, Talk, converse
+from test_faults import passed_as_it_is
 from test_oracle import close, unpruned
 from tower_masking import hidden_in_tower, seen_gone
 
@@ -25,11 +27,13 @@ from tokenprune.errors import (
     PromptError,
     RecipeError,
     ScorerError,
+    TokenpruneError,
     UnsupportedModelError,
 )
 from tokenprune.interfaces import TowerScorer
 from tokenprune.recipe import load
 from tokenprune.tower import Pictures, Ranking
+from tokenprune.vision import TowerPruner
 
 
 @dataclass(frozen=True)
@@ -440,7 +444,317 @@ def test_an_encoding_that_fails_leaves_no_hook_behind() -> None:
         assert not any(block._forward_pre_hooks for block in lm.model.vision_tower.encoder.layers)
 
 
+# -- facts of one encoding -----------------------------------------------------------------------------------------
+
+SMALL, LARGE = (1, 4, 4), (1, 8, 8)
+FEW = [tower(name="fixed", layer=1, keep=4)]
+"""Of LARGE, 16 tokens, 4 are left; SMALL has no more than these."""
+
+
+def pictured(*grids: tuple[int, int, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A prompt for Qwen, which shows pictures of these sizes; and the pictures."""
+    words, pixels = [9], []
+    for t, h, w in grids:
+        words += [5] * (t * h * w // 4) + [9]
+        pixels.append(torch.randn(t * h * w, 96, generator=torch.Generator().manual_seed(w)) + h)
+    prompt = {"input_ids": torch.tensor([[*words, 9]])}
+    return prompt, {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)}
+
+
+def encode(*grids: tuple[int, int, int]) -> Any:
+    with torch.no_grad():
+        return model("qwen2_5_vl").model.get_image_features(**pictured(*grids)[1])
+
+
+@torch.no_grad()
+def shows(encoded: Any, *grids: tuple[int, int, int]) -> torch.Tensor:
+    """The last word's logits of a prompt with pictures that were encoded before."""
+    prompt = pictured(*grids)[0]
+    return model("qwen2_5_vl")(**prompt, mm_encoder_outputs={"image": encoded}).logits[:, -1]
+
+
+def elsewhere(work: Any) -> Any:
+    """In another thread."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def here(work: Any) -> Any:
+    return work()
+
+
+OUTSIDE = "encoded outside of the pruning block.*hold on to what get_image_features returns"
+
+
+@pytest.mark.parametrize("where", [here, elsewhere])
+def test_a_small_picture_says_nothing_of_others(where: Any) -> None:
+    """It lost nothing, so its prompt has no holes. Others without holes were encoded elsewhere."""
+    stranger = encode(LARGE)
+    with tokenprune.prune(model("qwen2_5_vl"), {"prune": FEW}) as pruning:
+        small = where(lambda: encode(SMALL))
+        where(lambda: shows(small, SMALL))
+        assert pruning.state is not None
+        assert not pruning.state.views
+        for _ in range(2):
+            with pytest.raises(PromptError, match=OUTSIDE):
+                shows(stranger, LARGE)
+        shows(small, SMALL)
+        del small
+        with pytest.raises(PromptError, match=OUTSIDE):
+            shows(stranger, LARGE)
+
+
+@pytest.mark.parametrize("inside", [SMALL, LARGE])
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_picture_of_two_from_outside_is_refused(inside: tuple[int, int, int], order: int) -> None:
+    stranger = encode(LARGE).pooler_output[0]
+    with tokenprune.prune(model("qwen2_5_vl"), {"prune": FEW}):
+        mixed = encode(inside)
+        mixed.pooler_output = [mixed.pooler_output[0], stranger][::order]
+        with pytest.raises(PromptError, match=OUTSIDE):
+            shows(mixed, *[inside, LARGE][::order])
+
+
+def test_pictures_encoded_ahead_reach_every_prompt_that_shows_them() -> None:
+    """Small and large, from several encodings, in another order, twice, by other threads."""
+    lm = model("qwen2_5_vl")
+    with tokenprune.prune(lm, {"prune": FEW}) as pruning:
+        with torch.no_grad():
+            prompt, pictures = pictured(SMALL, LARGE)
+            expected = lm(**prompt, **pictures).logits[:, -1]
+        both, small, large = encode(SMALL, LARGE), encode(SMALL), elsewhere(lambda: encode(LARGE))
+        for where in (here, elsewhere, here):
+            assert torch.equal(where(lambda: shows(both, SMALL, LARGE)), expected)
+            assert pruning.state is not None
+            assert pruning.state.entered == (8,)
+        joined = replace(both, pooler_output=[*large.pooler_output, *small.pooler_output])
+        assert torch.isfinite(shows(joined, LARGE, SMALL)).all()
+        assert pruning.state.entered == (8,)
+        shows(small, SMALL)
+        assert not pruning.state.views
+        words, _ = pictured(SMALL)
+        for more in ({}, {"num_beams": 3}):
+            lm.generate(
+                **words, mm_encoder_outputs={"image": replace(small)}, max_new_tokens=2, do_sample=False, **more
+            )
+        shows(large, LARGE)
+        assert pruning.state.entered == (4,)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_that_lose_nothing_are_known_however_they_are_packed(family: str) -> None:
+    lm, given = model(family), inputs(family, [*RAGGED, *(MIXED if has_video(family) else [])])
+    with tokenprune.prune(lm, {"prune": [tower(name="fixed", layer=1, keep=1.0)]}) as pruning, torch.no_grad():
+        lm(**given)
+        lm.generate(**given, max_new_tokens=2, do_sample=False, num_beams=2)
+        assert pruning.state is not None
+        assert not pruning.state.views
+        assert any(pruning.state.counts)
+
+
+def test_gradients_flow_through_pictures_that_lose_nothing() -> None:
+    lm, (prompt, pictures) = model("qwen2_5_vl"), pictured(SMALL, LARGE)
+    pictures["pixel_values"].requires_grad_()
+    with tokenprune.prune(lm, {"prune": FEW}):
+        loss = lm(**prompt, **pictures).logits[:, -1].sum()
+        (gradient,) = torch.autograd.grad(loss, pictures["pixel_values"])
+    assert torch.isfinite(gradient).all()
+    assert gradient[: 4 * 4].any()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_holes_of_another_block_are_refused(again: bool) -> None:
+    """Whether or not this block has encoded pictures of its own."""
+    with tokenprune.prune(model("qwen2_5_vl"), {"prune": FEW}):
+        earlier = encode(LARGE)
+    with tokenprune.prune(model("qwen2_5_vl"), {"prune": FEW}):
+        own = encode(LARGE) if again else None
+        with pytest.raises(PromptError, match=OUTSIDE):
+            shows(earlier, LARGE)
+        if again:
+            shows(own, LARGE)
+
+
+def test_two_passes_may_meet_at_one_layer_in_different_encodings() -> None:
+    """What dropped a token is said by its hole: not by what another encoding did at that layer."""
+
+    @dataclass(frozen=True)
+    class Early(tokenprune.Scheduler):
+        def plan(self, shape: Any) -> dict[int, int]:
+            return {1 if shape.visual < 20 else 2: 3 * shape.visual // 4}
+
+    @dataclass(frozen=True)
+    class Late(tokenprune.Scheduler):
+        def plan(self, shape: Any) -> dict[int, int]:
+            return {2 if shape.visual < 20 else 3: shape.visual // 2}
+
+    works = [tower(Salient()), tower("random")]
+    recipe = {"prune": [{**work, "schedule": plan} for work, plan in zip(works, (Early(), Late()), strict=True)]}
+    with tokenprune.prune(model("qwen2_5_vl"), recipe) as pruning:
+        held = {grid: encode(grid) for grid in (LARGE, (1, 8, 12), LARGE)}
+        for grid, layers in ((LARGE, (1, 2)), ((1, 8, 12), (2, 3)), (LARGE, (1, 2))):
+            shows(held[grid], grid)
+            assert pruning.state is not None
+            found = {stage.tower: type(stage.work.scorer) for stage in pruning.state.stages.values()}
+            assert found == dict(zip(layers, (Salient, type(load(recipe).passes[1].scorer)), strict=True))
+
+
+def test_a_picture_of_nan_is_no_hole() -> None:
+    prompt, pictures = pictured(LARGE)
+    pictures["pixel_values"][8:12] = torch.nan
+    with tokenprune.prune(model("qwen2_5_vl"), {"prune": FEW}), pytest.raises(PromptError, match="a picture holds NaN"):
+        model("qwen2_5_vl")(**prompt, **pictures)
+
+
+@dataclass(frozen=True)
+class NanAt(TowerScorer):
+    """Gives NaN for the pictures with so many tokens."""
+
+    count: int
+
+    def rank(self, pictures: Pictures) -> Ranking:
+        scores = pictures.tokens.float()
+        if scores.shape[1] == self.count:
+            scores[0, 1] = torch.nan
+        return Ranking(scores)
+
+
+@pytest.mark.parametrize("where", [here, elsewhere])
+def test_nan_is_blamed_on_the_prompt_that_shows_it(where: Any) -> None:
+    """An encoding whose prompt comes late, twice or never."""
+    wide = (1, 8, 12)
+    recipe = {"prune": [tower(NanAt(24), name="fixed", layer=1, keep=4)]}
+    with tokenprune.prune(model("qwen2_5_vl"), recipe):
+        bad, good = where(lambda: encode(wide)), encode(LARGE)
+        where(lambda: encode(wide))  # nobody shows it
+        for _ in range(2):
+            assert torch.isfinite(where(lambda: shows(good, LARGE))).all()
+            assert torch.isfinite(shows(good, LARGE)).all()
+            with pytest.raises(ScorerError, match=r"NanAt.* inside the vision tower at layer 1 gave NaN"):
+                shows(bad, wide)
+        both = encode(LARGE, wide)
+        both.pooler_output = both.pooler_output[:1]
+        assert close(shows(both, LARGE), shows(encode(LARGE), LARGE))  # the other picture of its encoding
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_says_it_too(dtype: torch.dtype) -> None:
+    lm, (prompt, pictures) = double_of(dtype), pictured(LARGE, SMALL)
+    pictures["pixel_values"] = pictures["pixel_values"].to(dtype)
+    recipe = {"prune": [tower(name="fixed", layer=1, keep=9), tower(NanAt(9), name="fixed", layer=2, keep=5)]}
+    with tokenprune.prune(lm, {"prune": recipe["prune"][:1]}) as pruning:
+        lm(**prompt, **pictures)
+    assert pruning.state is not None
+    assert pruning.state.entered == (9 + 4,)
+    with (
+        tokenprune.prune(lm, recipe),
+        pytest.raises(ScorerError, match=r"NanAt.* inside the vision tower at layer 2 gave NaN"),
+    ):
+        lm(**prompt, **pictures)
+
+
+def double_of(dtype: torch.dtype) -> Any:
+    import copy
+
+    return copy.deepcopy(model("qwen2_5_vl")).to(dtype)
+
+
+@pytest.mark.parametrize("count", [0, 16])
+def test_encodings_without_a_prompt_leave_nothing(count: int) -> None:
+    """Of a hundred of them, with or without NaN, small and large."""
+    recipe = {"prune": [tower(NanAt(count), name="fixed", layer=1, keep=4)]}
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    with tokenprune.prune(model("qwen2_5_vl"), recipe):
+        found = []
+        for times in (2, 100):
+            for _ in range(times):
+                encode(SMALL, LARGE)
+            found.append(tensors())
+    assert found[0] == found[1]
+
+
+def test_a_prefill_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read the holes; a second time only to look where pictures without holes come from."""
+    waits: list[str] = []
+
+    class Counting(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.__name__ in ("tolist", "item", "__bool__", "__int__", "__float__", "nonzero", "masked_select"):
+                waits.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    read = TowerPruner.read
+
+    def counted(*args: Any) -> Any:
+        with Counting():
+            return read(*args)
+
+    monkeypatch.setattr(TowerPruner, "read", counted)
+    with tokenprune.prune(model("qwen2_5_vl"), {"prune": FEW}):
+        for grids, expected in (((LARGE, LARGE), ["tolist"]), ((LARGE, SMALL), ["tolist", "__bool__"])):
+            waits.clear()
+            held = encode(*grids)
+            shows(held, *grids)
+            assert waits == expected
+
+
 # -- what is wrong is said -----------------------------------------------------------------------------------------
+
+
+def in_place(tensor: str) -> Any:
+    def rank(pictures: Pictures) -> Ranking:
+        fine = pictures.tokens.float()
+        shown = getattr(pictures, tensor)
+        shown[:, ::2] = -5 * shown[:, ::2] + 7
+        return Ranking(fine)
+
+    return rank
+
+
+def raising(error: type[BaseException], message: str) -> Any:
+    def rank(pictures: Pictures) -> Ranking:
+        raise error(message)
+
+    return rank
+
+
+def scored(change: Any) -> Any:
+    return lambda pictures: Ranking(change(pictures.tokens.float()))
+
+
+def merging(change: Any) -> Any:
+    return lambda pictures: Ranking(pictures.tokens.float(), change(pictures.tokens))
+
+
+RANKS: dict[str, Any] = {
+    "good": scored(lambda fine: fine),
+    "no ranking": lambda pictures: pictures.tokens.float(),
+    "too few": scored(lambda fine: fine[:, 1:]),
+    "a list": scored(lambda fine: fine.tolist()),
+    "a NaN": scored(lambda fine: fine.index_fill(1, torch.tensor([2]), torch.nan)),
+    "complex": scored(lambda fine: fine.to(torch.complex64)),
+    "8-bit floats": scored(lambda fine: fine.to(torch.float8_e4m3fn)),
+    "another device": scored(lambda fine: fine.to("meta")),
+    "a dropped one": merging(torch.zeros_like),
+    "one that is not there": merging(lambda tokens: tokens + 1),
+    "real numbers": merging(lambda tokens: tokens.float()),
+    "too few to merge into": merging(lambda tokens: tokens[:, 1:]),
+    "changes sizes": in_place("sizes"),
+    "changes rows": in_place("hidden"),
+    "changes tokens": in_place("tokens"),
+    "failure": raising(RuntimeError, "out of ideas"),
+    "out of memory": raising(torch.OutOfMemoryError, "no room"),
+    "prompt error": raising(PromptError, "no such prompt"),
+    "no first block": lambda pictures: Ranking(replace(pictures, read=None).received),
+    "no cls": lambda pictures: Ranking(replace(pictures, read=raising(ScorerError, "no CLS row")).keys),
+}
 
 
 @dataclass(frozen=True)
@@ -450,15 +764,12 @@ class Gives(TowerScorer):
     what: str
 
     def rank(self, pictures: Pictures) -> Ranking:
-        fine = pictures.tokens.float()
-        given: dict[str, Any] = {
-            "no ranking": fine,
-            "too few": Ranking(fine[:, 1:]),
-            "a NaN": Ranking(fine.index_fill(1, torch.tensor([2]), torch.nan)),
-            "a dropped one": Ranking(fine, torch.zeros_like(pictures.tokens)),
-            "real numbers": Ranking(fine, fine),
-        }
-        return given[self.what]
+        given: Ranking = RANKS[self.what](pictures)
+        return given
+
+
+def giving(what: str) -> dict[str, Any]:
+    return {"prune": [tower(Gives(what), "nearest", name="fixed", layer=1, keep=4)]}
 
 
 @pytest.mark.parametrize(
@@ -466,15 +777,79 @@ class Gives(TowerScorer):
     [
         ("no ranking", "must give a Ranking, got Tensor"),
         ("too few", r"must give scores of every token: expected shape \(1, 16\), got \(1, 15\)"),
+        ("a list", "must give scores of every token: expected a tensor, got list"),
         ("a NaN", "gave NaN: this pass's outputs and cache are not to be used"),
+        ("complex", r"must give scores of every token: expected real numbers, got torch\.complex64"),
+        ("8-bit floats", r"must give scores of every token: expected real numbers, got torch\.float8_e4m3fn"),
+        ("another device", "must give scores of every token: expected them on cpu, got meta"),
         ("a dropped one", "merges tokens into some that it drops"),
-        ("real numbers", r"must give tokens to merge into as torch\.long, got torch\.float32"),
+        ("one that is not there", "merges tokens into some that it drops or that do not exist"),
+        ("real numbers", r"must give tokens to merge into: expected torch\.int64, got torch\.float32"),
+        ("too few to merge into", r"must give tokens to merge into: expected shape \(1, 16\), got \(1, 15\)"),
+        ("changes sizes", "changed what it was shown in place"),
+        ("changes rows", "changed what it was shown in place"),
+        ("changes tokens", "changed what it was shown in place"),
+        ("failure", "failed with RuntimeError: out of ideas"),
     ],
 )
 def test_a_scorer_that_breaks_its_contract_is_named(what: str, expected: str) -> None:
-    recipe = {"prune": [tower(Gives(what), "nearest", name="fixed", layer=1, keep=4)]}
-    with tokenprune.prune(model("llava"), recipe), pytest.raises(ScorerError, match=f"Gives.*{expected}"):
+    """As a decoder scorer is (`test_faults.py`): the same guard. And the model works as before."""
+    with tokenprune.prune(model("llava"), giving(what)):
+        for _ in range(2):
+            with pytest.raises(ScorerError, match=f"Gives.*inside the vision tower at layer 1 {expected}"):
+                answer("llava", "sdpa", BATCHES["one"])
+    found = logits(answer("llava", "sdpa", RAGGED))
+    assert torch.equal(found, unpruned("llava", "sdpa", tuple(RAGGED)))
+
+
+@pytest.mark.parametrize("what", ["changes sizes", "changes rows", "changes tokens"])
+def test_in_inference_mode_scorers_change_copies(what: str) -> None:
+    """There torch counts no versions, so a change cannot be seen: it must do nothing, here to sizes and to merging."""
+    found = []
+    for scorer in ("good", what):
+        recipe = {"prune": [*giving(scorer)["prune"], tower("tome", "nearest", name="fixed", layer=2, keep=2)]}
+        with torch.inference_mode(), tokenprune.prune(model("llava"), recipe):
+            found.append(logits(answer("llava", "sdpa", RAGGED)))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "message"),
+    [
+        ("prompt error", PromptError, "no such prompt"),
+        ("no first block", ScorerError, "before the first block of the tower there are no received"),
+        ("no cls", ScorerError, "no CLS row"),
+    ],
+)
+def test_the_engines_own_errors_pass_as_they_are(what: str, error: type[TokenpruneError], message: str) -> None:
+    with tokenprune.prune(model("llava"), giving(what)), pytest.raises(error) as caught:
         answer("llava", "sdpa", BATCHES["one"])
+    assert str(caught.value).startswith(message)
+    assert passed_as_it_is(caught.value, "scorer 'Gives' of module test_vision inside the vision tower at layer 1")
+
+
+def test_who_runs_out_of_memory_is_not_blamed() -> None:
+    lm, recipe = model("llava"), giving("out of memory")
+    with tokenprune.prune(lm, recipe), pytest.raises(torch.OutOfMemoryError, match=r"^no room$"):
+        answer("llava", "sdpa", BATCHES["one"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64], ids=str)
+def test_scores_may_be_any_real_numbers(dtype: torch.dtype) -> None:
+    """The same order in any type of numbers."""
+
+    @dataclass(frozen=True)
+    class Ranked(TowerScorer):
+        dtype: torch.dtype
+
+        def rank(self, pictures: Pictures) -> Ranking:
+            return Ranking((pictures.tokens % 7 > 3).to(self.dtype))
+
+    found = []
+    for kind in (torch.float32, dtype):
+        with tokenprune.prune(model("llava"), {"prune": [tower(Ranked(kind), "nearest", **FIXED)]}):
+            found.append(logits(answer("llava", "sdpa", RAGGED)))
+    assert torch.equal(*found)
 
 
 FIXED = {"name": "fixed", "layer": 1, "keep": 4}

@@ -39,7 +39,8 @@ def seen_gone(monkeypatch: Any) -> Iterator[list[Tensor]]:
     def spy(self: Any, projector: Any, args: Any, output: Any) -> Any:
         run = self._run
         given = land(self, projector, args, output)
-        runs.append(run.gone.repeat_interleave(run.unit).clone())
+        layer = self._code(1, self.works[0])  # of codes, one for each layer
+        runs.append((run.said // layer).repeat_interleave(run.unit))
         return given
 
     with monkeypatch.context() as patch:

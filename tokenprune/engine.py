@@ -20,40 +20,31 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from . import cache as caches
-from . import inputs, ops, parallel
+from . import guard, inputs, ops, parallel
 from .analysis import ecl
 from .errors import (
     AlreadyPrunedError,
     BudgetError,
     LayerError,
     PromptError,
-    ScorerError,
     UnsupportedModelError,
 )
 from .interfaces import Adapter, RotaryTables, reads
 from .prompt import PromptState, Stage, plan, plan_stages, plan_tower
 from .recipe import Recipe
 from .recorder import Recorder
-from .registry import registry
 from .tower import Tower
 from .values import Budget, Seen, Shape, View
 from .vision import TowerPruner
 
 log = logging.getLogger("tokenprune")
-
-# What can be sorted everywhere.
-NUMBERS = (
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-)
-
 
 _Depth = tuple[int | None, ...]
 """`PromptState.layers`: blocks with the same one hold the same columns."""
@@ -74,12 +65,7 @@ class _Turn:
     held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
     masks: dict[_Depth, Any] = field(default_factory=dict)
     rotary: dict[_Depth, RotaryTables] = field(default_factory=dict)
-    numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
-
-
-def _own(shown: Tensor) -> Tensor:
-    """A copy of what a scorer is shown, where torch would not notice that it is changed in place."""
-    return shown.clone() if shown.is_inference() else shown
+    flags: list[guard.Flag] = field(default_factory=list)  # what is asked at the end, with one sync
 
 
 class Pruner:
@@ -187,7 +173,7 @@ class Pruner:
         def stages(depth: int, counts: Sequence[int]) -> dict[int, Stage]:
             return plan_tower(self.recipe, depth, blocks, counts, self.ecl, self.budget)
 
-        made = TowerPruner(tower, self.base, self.config, stages)
+        made = TowerPruner(tower, self.base, self.config, self.recipe.tower, stages)
         stages(made.depth, [])  # a budget of tokens
         plan_tower(self.recipe, made.depth, blocks, [1], None)  # a layer that is not there
         return made
@@ -470,51 +456,26 @@ class Pruner:
         The tower's stages are those before layer 0: its last one, before the projector, has the number -1.
         """
         prompt, everything = turn.prompt, turn.prompt.everything.to(hidden.device)
-        holes = hidden[..., 0].isnan() & prompt.visual.to(hidden.device)
-        gone = torch.where(holes, hidden[..., 1], tower.depth)  # before which block
+        gone, left = tower.read(hidden, prompt.visual.to(hidden.device))
         before, view, local = prompt.counts, everything, None
-        for layer, kept in enumerate(self._left(turn, tower, hidden, holes, gone)):
+        for layer, (work, kept) in enumerate(left):
             if kept != before:
                 lengths = [every - n + k for every, n, k in zip(everything.lengths, prompt.counts, kept, strict=True)]
-                view, local = everything.narrow(everything.valid & (~holes | (gone > layer)), lengths)
+                view, local = everything.narrow(everything.valid & (gone > layer), lengths)
                 at = layer - tower.depth
-                prompt.stages[at] = Stage(tower.works[layer], before, kept, tower=layer)
+                prompt.stages[at] = Stage(work, before, kept, tower=layer)
                 prompt.views[at], before = view, kept
         depth = len(self.blocks)
         prompt.stages.update(plan_stages(self.recipe, depth, before, self.ecl, self.budget, whole=prompt.counts))
         self._hook_projections(turn)
         if max(prompt.stages, default=-1) >= 0:
-            turn.embedded = hidden.masked_fill(holes[..., None], 0)
+            turn.embedded = hidden.masked_fill((gone < tower.depth)[..., None], 0)
         if local is None:
             return hidden
         hidden = ops.gather_columns(hidden, local)
         hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
         turn.rotary[prompt.layers(0)] = self._rotary(turn, 0, hidden, kwargs)
         return hidden
-
-    def _left(
-        self, turn: _Turn, tower: TowerPruner, hidden: Tensor, holes: Bool[Tensor, "b s"], gone: Float[Tensor, "b s"]
-    ) -> list[tuple[int, ...]]:
-        """Visual tokens that each layer of the tower left of each prompt. Raises what was wrong in there."""
-        visual = turn.prompt.visual.to(hidden.device)
-        left = torch.stack([(visual & (gone > layer)).sum(1) for layer in range(tower.depth)])
-        who, flags = zip(*tower.flags, ("", ~(hidden.isnan().any(-1) & ~holes).any()), strict=True)
-        tower.flags.clear()
-        *rows, fine = [*left.tolist(), torch.stack([flag.to(hidden.device) for flag in flags]).tolist()]  # the one sync
-        if not all(fine):
-            if culprit := who[fine.index(False)]:
-                raise ScorerError(f"{culprit}: this pass's outputs and cache are not to be used")
-            passes = ", ".join(f"prune.{number}" for number in range(len(self.recipe.tower)))
-            raise PromptError(
-                f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds NaN, or "
-                "the adapter does not name all columns of visual tokens"
-            )
-        if not tower.whole and any(n == count > 0 for n, count in zip(rows[-1], turn.prompt.counts, strict=True)):
-            raise PromptError(
-                "the recipe has passes with tower: vision, and a prompt's pictures were encoded outside of the pruning "
-                "block: encode them inside it"
-            )
-        return [tuple(row) for row in rows]
 
     def _held(self, turn: _Turn, block: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """The 2-D mask over what a block holds, and how many positions it lags behind if those are compact."""
@@ -597,50 +558,25 @@ class Pruner:
         """Which of one prompt's visual tokens stay (in order), all of them after merging, if any, and their scores."""
         where = f"at layer {seen.layer}, prompt {row},"
         scorer, merger = stage.work.scorer, stage.work.merger
-        who = f"{registry().origin('scorer', type(scorer))} {where}"
+        who = guard.name("scorer", type(scorer), where)
         with torch.no_grad():
             score = self._call(turn, who, seen, partial(scorer.score, seen))  # type: ignore[union-attr]
-            self._check(turn, who, "one number per visual token", score, seen.visual, NUMBERS)
+            guard.check(who, "one number per visual token", score, seen.visual, guard.NUMBERS)
+            turn.flags.append((who, ~score.isnan().any()))
             score = self.ranks.agree(score)
             chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
         if merger is None:
             return chosen, None, score
-        who, hidden = f"{registry().origin('merger', merger)} {where}", seen.hidden
-        seen = replace(seen, scores=_own(score))
+        who, hidden = guard.name("merger", merger, where), seen.hidden
+        seen = replace(seen, scores=guard.own(score))
         folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
-        self._check(turn, who, "as many rows as it got", folded, hidden, (hidden.dtype,))
+        guard.check(who, "as many rows as it got", folded, hidden, (hidden.dtype,))
+        turn.flags.append((who, ~folded.isnan().any()))
         return chosen, folded, score
 
-    def _call(self, turn: _Turn, who: str, seen: Seen, plugin: Callable[[], Any]) -> Any:
-        """What a scorer or merger gives; its own errors are said with its name."""
-        # Inference tensors count no versions: `_seen` hands out copies of them.
-        shown = (seen.ids, seen.states, turn.embedded, *turn.looked.values())
-        shared = [t for t in shown if t is not None and not t.is_inference()]
-        versions = [t._version for t in shared]
-        try:
-            given = plugin()
-        except (PromptError, torch.OutOfMemoryError):  # not its fault; callers catch the latter to try less at once
-            raise
-        except Exception as error:
-            raise ScorerError(f"{who} failed with {type(error).__name__}: {error}") from error
-        if versions != [t._version for t in shared]:
-            raise ScorerError(f"{who} changed what it was shown in place: work on a copy, such as seen.hidden.clone()")
-        return given
-
-    def _check(
-        self, turn: _Turn, who: str, what: str, given: Any, like: Tensor, dtypes: tuple[torch.dtype, ...]
-    ) -> None:
-        """Refuse what does not fit; NaN is looked for here and asked about at the end of the pass."""
-        if not isinstance(given, Tensor):
-            raise ScorerError(f"{who} must give {what}: expected a tensor, got {type(given).__name__}")
-        if given.shape != like.shape:
-            raise ScorerError(f"{who} must give {what}: expected shape {tuple(like.shape)}, got {tuple(given.shape)}")
-        if given.device != like.device:
-            raise ScorerError(f"{who} must give {what}: expected them on {like.device}, got {given.device}")
-        if given.dtype not in dtypes:
-            wanted = str(dtypes[0]) if len(dtypes) == 1 else "real numbers"
-            raise ScorerError(f"{who} must give {what}: expected {wanted}, got {given.dtype}")
-        turn.numbers.append((who, ~given.isnan().any()))
+    def _call(self, turn: _Turn, who: str, seen: Seen, part: Callable[[], Any]) -> Any:
+        """What a scorer or merger gives, of what `_seen` shows it."""
+        return guard.call(who, part, (seen.ids, seen.states, turn.embedded, *turn.looked.values()))
 
     def _seen(
         self,
@@ -657,7 +593,7 @@ class Pruner:
         real: Any = slice(view.width - prompt.drafts)
         if length != view.width:
             real = view.valid[row].int().argsort(stable=True)[-length:][: length - prompt.drafts]
-        states = _own(hidden[row][real])
+        states = guard.own(hidden[row][real])
         cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
         before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
 
@@ -667,7 +603,7 @@ class Pruner:
 
         def looked(name: str, rows: Tensor | None) -> Tensor:
             mine = turn.looked[layer, name][row][real]
-            return heads(name, _own(mine) if rows is None else mine[rows])
+            return heads(name, guard.own(mine) if rows is None else mine[rows])
 
         def following(name: str, rows: Tensor | None) -> Tensor:
             return heads(name, self.adapter.project(here, name, states if rows is None else states[rows]))
@@ -696,7 +632,7 @@ class Pruner:
             entered, marked = turn.embedded[row], prompt.entering[row][every]
             entered = entered[every if isinstance(every, slice) else every.to(entered.device)]
             shown = marked.int().argsort(stable=True)[len(marked) - prompt.entered[row] :]
-            return _own(entered.to(hidden.device)), shown.to(hidden.device)
+            return guard.own(entered.to(hidden.device)), shown.to(hidden.device)
 
         @cache
         def look() -> Tower:
@@ -714,7 +650,7 @@ class Pruner:
         return Seen(
             layer=layer,
             keep=prompt.stages[layer].kept[row],
-            ids=_own(ids.to(hidden.device)),
+            ids=guard.own(ids.to(hidden.device)),
             columns=place.to(hidden.device)[view.index[row, at]],
             visual=rank[at],
             question=question,
@@ -764,9 +700,4 @@ class Pruner:
             return
         if turn.prefill and turn.cache is not None:
             caches.own(turn.cache, turn.prompt)
-        if turn.numbers:
-            names, fine = zip(*turn.numbers, strict=True)
-            good = torch.stack([flag.to(fine[0].device) for flag in fine]).tolist()
-            if not all(good):
-                name = names[good.index(False)]
-                raise ScorerError(f"{name} gave NaN: this pass's outputs and cache are not to be used")
+        guard.settle(turn.flags)

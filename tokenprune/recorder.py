@@ -1,9 +1,8 @@
 """What vision towers leave behind while they run, for scorers of the prompt that their rows end up in.
 
-`generate` encodes pictures before the prefill, and no hook of the prefill sees how a family then packs the rows. So
-each visual token says itself where it comes from: the rows that enter the decoder are bit-for-bit copies of rows that
-left the projector, and they are found there by their bits. This undoes every packing, cropping, window order and beam
-expansion, and no picture can reach a prompt that does not show it, whatever runs in between.
+Each visual token is found by its bits among the rows that left the projector (`encodings.py`). This undoes every
+packing, cropping, window order and beam expansion, and no picture can reach a prompt that does not show it, whatever
+runs in between.
 
 A recording lives as long as the encoding that the model made of the pictures (`mm_encoder_outputs` in `generate`).
 """
@@ -23,42 +22,24 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from . import ops
+from .encodings import Encodings, Landed
 from .errors import PromptError, ScorerError
 from .interfaces import BlockRun, Call, TowerAdapter
 from .tower import Block, Tower, TowerBlock, resolve_block
 
-WIDTH = 64
-"""Channels of a row that tell it from all others."""
 
-
-class Recording:
+class Recording(Landed):
     """One run of a tower: what its blocks computed, and marks of the rows that left the projector."""
 
     def __init__(self, adapter: TowerAdapter, tower: nn.Module, call: Call) -> None:
+        super().__init__()
         self.adapter, self.tower, self.call = adapter, tower, call
         self.calls: dict[int, Call] = {}
         self.outputs: dict[int, Tensor] = {}
         self.projected: dict[int, dict[str, Tensor]] = {}
         self.hooks = ExitStack()
-        self.marks: Float[Tensor, "m w"] | None = None
-        self.shape: tuple[int, ...] = ()
         self._blocks: dict[int, TowerBlock] = {}  # no functools.cache: a cycle would keep the states alive for longer
-        self._hashes: dict[torch.dtype, Int[Tensor, "m"]] = {}
         self._places: Int[Tensor, "m 3"] | None = None
-
-    def land(self, rows: Float[Tensor, "*m d"]) -> None:
-        """Remember the rows that left the projector."""
-        self.shape = tuple(rows.shape[:-1])
-        self.marks = rows.detach().reshape(-1, rows.shape[-1])[:, :WIDTH].clone()
-
-    def hashes(self, dtype: torch.dtype) -> Int[Tensor, "m"]:
-        """Of the projector's rows, as the decoder gets them; none before they left it."""
-        if self.marks is None:
-            return torch.empty(0, dtype=torch.long)
-        if dtype not in self._hashes:
-            self._hashes[dtype] = ops.row_hashes(self.marks.to(dtype))
-        return self._hashes[dtype]
 
     def block(self, number: int) -> TowerBlock:
         """What a block computed."""
@@ -101,7 +82,7 @@ class Recorder:
         self.resolve = partial(resolve_block, depth=depth, features=features)
         self.wanted = {self.resolve(block) for block in wanted}
         self._live = threading.local()
-        self._kept: dict[int, tuple[weakref.ref[Any], Recording]] = {}  # by the identity of the encoding
+        self.encodings: Encodings[Recording] = Encodings(adapter, base)
         self._open: set[Recording] = set()  # runs, of any thread
 
     def attach(self, add: Callable[[Any], None]) -> None:
@@ -116,7 +97,7 @@ class Recorder:
         for recording in list(self._open):
             recording.hooks.close()
         self._open.clear()
-        self._kept.clear()
+        self.encodings.clear()
 
     @torch.compiler.disable
     def _start(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -151,10 +132,8 @@ class Recorder:
         """After a tower, also after an exception: the recording goes with the encoding."""
         recording = self._running
         self._stop()
-        if recording is None or output is None:
-            return
-        key = id(output)
-        self._kept[key] = weakref.ref(output, lambda _: self._kept.pop(key, None)), recording
+        if recording is not None and output is not None:
+            self.encodings.keep(output, recording)
 
     @torch.compiler.disable
     def _land(self, projector: nn.Module, args: Any, output: Tensor) -> None:
@@ -181,15 +160,7 @@ class Recorder:
         Raises:
             PromptError: some of them did not come from a tower that ran inside the pruning block.
         """
-        mine, device = ops.row_hashes(rows[:, :WIDTH]), rows.device
-        known = [recording for _, recording in list(self._kept.values())]
-        hashes = [recording.hashes(rows.dtype).to(device) for recording in known]
-        ends = [*accumulate(map(len, hashes), initial=0)]
-        found = ops.find_equal(mine, torch.cat([mine[:0], *hashes]))
-        strange = found < 0
-        if (added := self.adapter.added(self.base)) is not None:
-            for dtype in {recording.marks.dtype for recording in known if recording.marks is not None}:
-                strange &= ~torch.isin(mine, ops.row_hashes(added[:, :WIDTH].to(dtype).to(rows)))  # as they are packed
+        known, found, ends, strange = self.encodings.find(rows)
         hits = [((found >= a) & (found < b)).any() for a, b in pairwise(ends)]
         unknown, *hit = torch.stack([strange.sum(), *(h.long() for h in hits)]).tolist()
         if unknown:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ..api import prune
-from ..engine import NUMBERS
+from ..guard import NUMBERS
 from ..interfaces import Scorer
 from ..schedules import Fixed
 from .base import Contract

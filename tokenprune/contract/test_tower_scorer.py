@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..api import prune
-from ..engine import NUMBERS
 from ..errors import ScorerError
+from ..guard import NUMBERS
 from ..interfaces import TowerScorer
 from ..schedules import Spread
 from ..tower import Pictures, Ranking
@@ -30,11 +30,15 @@ def check(given: Any, pictures: Pictures) -> None:
     shape = pictures.tokens.shape
     assert given.scores.shape == shape, f"expected scores of shape {tuple(shape)}, got {tuple(given.scores.shape)}"
     assert given.scores.dtype in NUMBERS, f"expected real numbers, got {given.scores.dtype}"
+    device = pictures.tokens.device
+    assert given.scores.device == device, f"expected scores on {device}, got {given.scores.device}"
     assert not given.scores.isnan().any(), "expected no NaN"
     if given.into is None:
         return
-    assert given.into.shape == shape
-    assert given.into.dtype == torch.long
+    assert given.into.shape == shape, f"expected tokens to merge into of shape {tuple(shape)}"
+    assert given.into.dtype == torch.long, f"expected tokens to merge into as torch.long, got {given.into.dtype}"
+    there = (given.into >= 0) & (given.into < shape[1])
+    assert there.all(), "a token goes into one that does not exist"
     chosen = given.scores.argsort(dim=1, descending=True, stable=True)[:, : pictures.keep]
     stays = torch.zeros(shape, dtype=torch.bool).scatter(1, chosen, True)
     assert stays.gather(1, given.into)[~stays].all(), "a dropped token goes into one that is dropped too"
