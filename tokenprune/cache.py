@@ -17,6 +17,8 @@ class Owned(Protocol):
     @property
     def pruned(self) -> bool: ...
     @property
+    def lacking(self) -> Owned | None: ...
+    @property
     def hidden(self) -> int: ...
     @property
     def end(self) -> int: ...
@@ -71,22 +73,27 @@ class PromptOwner:
             self.prompt = self.prompt.repeat(repeats)
 
     def crop(self, tokens_to_remove: int) -> None:
-        room = int(self.get_seq_length()) - self.prompt.end if self.prompt is not None else abs(tokens_to_remove)
-        back = max(0, abs(tokens_to_remove) - room)  # drafts that came with the prompt
-        if self.prompt is not None and back > self.prompt.drafts:
-            raise PromptError(
-                f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
-                "prompt: they had a part in what was dropped. Copy the cache before the prompt instead; an "
-                "assistant_model has to stay unpruned."
-            )
-        if self.prompt is not None and (self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length()):
-            raise PromptError(
-                f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up decoding "
-                "need: leave cache_implementation at its default, or decode without them"
-            )
+        before, lacking = int(self.get_seq_length()), self.prompt and self.prompt.lacking
+        # negative, or (in earlier transformers) what shall be left
+        gone = -tokens_to_remove if tokens_to_remove <= 0 else max(0, before - tokens_to_remove)
+        back = 0
+        if lacking is not None:
+            room = before - lacking.end
+            back = max(0, gone - room)  # drafts that came with the prompt
+            if back > lacking.drafts:
+                raise PromptError(
+                    f"cannot take {gone} columns off a cache that grew by {room} since its last pruned prompt: they "
+                    "had a part in what was dropped. Copy the cache before the prompt instead; an assistant_model has "
+                    "to stay unpruned."
+                )
+            if self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length():
+                raise PromptError(
+                    f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up "
+                    "decoding need: leave cache_implementation at its default, or decode without them"
+                )
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        if self.prompt is not None and back:
-            self.prompt = self.prompt.without(back)
+        if self.prompt is not None and before - gone < self.prompt.end:  # prompts that lack nothing need no owner
+            self.prompt = lacking.without(back) if lacking is not None and back else lacking
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -74,6 +74,10 @@ class _Turn:
     held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
     masks: dict[_Depth, Any] = field(default_factory=dict)
     rotary: dict[_Depth, RotaryTables] = field(default_factory=dict)
+    # Prompts that end with their picture, and the layer where the last token was dropped. The answer is read from it:
+    # it goes on to the end of this pass, as the columns of text do, and only then out of sight.
+    spared: dict[int, int] = field(default_factory=dict)
+    causal: Tensor | None = None  # whether the model's own mask is, asked at the end with `numbers`
     numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
 
 
@@ -109,6 +113,7 @@ class Pruner:
         self.tower: TowerPruner | None = None
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
+        self._words = inspect.signature(self.decoder.forward).parameters  # what is not for pictures
         self._live = threading.local()
         self._attached = False
         self._running: dict[_Turn, threading.Thread] = {}  # passes, and who runs them
@@ -130,6 +135,9 @@ class Pruner:
                 "write both steps as passes of one recipe"
             )
         reason = self.adapter.refuse(self.config) or parallel.refuse(self.model, self.adapter, self.ranks)
+        parts = (part for block in self.blocks for part in block.modules())
+        if not all(getattr(part, "is_causal", True) for part in (self.text, *parts)):
+            reason = reason or inputs.BOTH_WAYS
         if reason:
             raise UnsupportedModelError(f"this {self.config.model_type} model cannot be pruned: {reason}")
         if any(work.schedule.needs_ecl for work in self.recipe.decoder):
@@ -288,11 +296,16 @@ class Pruner:
         mask = inputs.columns(mask, past, width)
         total = mask.shape[1] if isinstance(mask, Tensor) else past + width
         turn = _Turn(prompt, mask, total, cache=cache)
-        starts = not step and (not past or (ids is not None and width > 1 and self._shows(ids)))
+        fed = not step and any(inputs.pictures(value) for name, value in given.items() if name not in self._words)
+        # Without pictures a placeholder of a later pass is a word like any other: drafted, say. But transformers 5.19
+        # loses the pictures of a prompt that it prefills in chunks: what follows such a prompt may be more of it.
+        brings = fed or (prompt is not None and prompt.bare)
+        starts = not step and (not past or (ids is not None and width > 1 and brings and self._shows(ids)))
         reason = inputs.refusal(
             mask,
             cache,
             packed=given.get("cu_seq_lens_q") is not None,
+            causal=step or (given.get("is_causal") is not False and getattr(self.text, "is_causal", True)),
             flash="flash" in self.text._attn_implementation,
             starts=starts,
             compiled=compiled,
@@ -303,12 +316,21 @@ class Pruner:
                 "embedding of a placeholder; pass input_ids, or such embeddings together with the pictures"
             )
         if (starts or prompt is not None) and reason:
-            if ids is not None and prompt is None and not self._shows(ids):
+            pruned = prompt is not None and prompt.pruned
+            if ids is not None and not pruned and not (starts and self._shows(ids)):
                 return  # no picture: nothing to prune, nothing to refuse
             raise PromptError(f"pruning cannot read these inputs: {reason}")
         if starts and ids is not None:
             self.state = turn.prompt = self._plan(
-                module, args, kwargs, ids, turn, start=past, positions=given.get("position_ids"), drafts=drafts
+                module,
+                args,
+                kwargs,
+                ids,
+                turn,
+                start=past,
+                positions=given.get("position_ids"),
+                drafts=drafts,
+                fed=fed,
             )
             turn.prefill = True
             if turn.prompt.stages and self._recomputed():
@@ -355,6 +377,7 @@ class Pruner:
         start: int,
         positions: Tensor | None,
         drafts: int,
+        fed: bool,
     ) -> PromptState:
         """The state of a new prompt batch, `start` columns into its conversation; without stages if nothing drops."""
         valid = torch.ones_like(ids, dtype=torch.bool)
@@ -381,11 +404,11 @@ class Pruner:
             raise PromptError(f"pruning cannot read these inputs: {inputs.PACKED}")
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.decoder):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
+        if any(n and drafts > text for n, text in zip(counts, question, strict=True)):
+            drafts = 0  # logits of more than the picture's last token are asked for: nobody drafted that
         stages = {}
         if self.tower is None:  # else `_close` says how many tokens there are
             stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl, self.budget)
-        if any(n and drafts >= text for n, text in zip(counts, question, strict=True)):
-            drafts = 0  # logits of the picture itself are asked for: nobody drafted that
         return PromptState(
             ids=ids,
             visual=visual,
@@ -396,6 +419,7 @@ class Pruner:
             start=start,
             earlier=turn.prompt,
             drafts=drafts,
+            bare=not fed and any(counts),
         )
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
@@ -447,8 +471,11 @@ class Pruner:
             return None
         hidden, prompt = args[0], turn.prompt
         turn.cache = kwargs.get("past_key_values")
-        if turn.prefill and not block and self.tower is not None:
-            hidden = self._close(turn, self.tower, hidden, kwargs)
+        tower = self.tower if turn.prefill and not block else None
+        if tower is not None or (turn.prefill and block in prompt.stages and not turn.masks):
+            self._check_blocks(turn, hidden, kwargs)
+        if tower is not None:
+            hidden = self._close(turn, tower, hidden, kwargs)
         if turn.prefill and block in prompt.stages:
             hidden = self._prune(turn, block, hidden, kwargs["position_embeddings"])
         layers = prompt.layers(block)
@@ -464,6 +491,18 @@ class Pruner:
             "position_ids": None,
         }
         return (hidden, *args[1:]), {**kwargs, **changed}
+
+    def _check_blocks(self, turn: _Turn, hidden: Float[Tensor, "b s d"], kwargs: Mapping[str, Any]) -> None:
+        """Refuse what the model made for its blocks, where pruning cannot go on from it."""
+        width, tables = hidden.shape[1], kwargs["position_embeddings"][0].shape[-2]
+        if tables != width:
+            raise PromptError(
+                f"the model made rotary tables of {tables} columns for {width} new ones, which no block can use: pass "
+                "position_ids of the new columns"
+            )
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            turn.causal = inputs.causal(mask, turn.prompt.start, width)
 
     def _close(self, turn: _Turn, tower: TowerPruner, hidden: Float[Tensor, "b s d"], kwargs: Any) -> Tensor:
         """Before block 0: take out the holes that passes inside the vision tower left, then plan the decoder's stages.
@@ -488,6 +527,13 @@ class Pruner:
             turn.embedded = hidden.masked_fill(holes[..., None], 0)
         if local is None:
             return hidden
+        if any(prompt.ends):  # one more sync, but prompts that end so are rare
+            last = torch.where(prompt.visual, torch.arange(holes.shape[1], device=prompt.visual.device), 0).amax(1)
+            if (holes[torch.arange(len(holes)), last.to(holes.device)] & holes.new_tensor(prompt.ends)).any():
+                raise PromptError(
+                    "a prompt ends with its picture, and passes inside the vision tower dropped the last of its "
+                    "tokens, from which the answer is read: let words follow the picture"
+                )
         hidden = ops.gather_columns(hidden, local)
         hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
         turn.rotary[prompt.layers(0)] = self._rotary(turn, 0, hidden, kwargs)
@@ -531,13 +577,39 @@ class Pruner:
 
     def _mask(self, turn: _Turn, block: int, hidden: Tensor) -> Any:
         """The causal mask of this forward pass for a block, in whatever form the attention backend wants."""
+        cache = None if turn.cache is None else caches.PhysicalLength(turn.cache, block)
         return create_causal_mask(
             config=self.text,
             inputs_embeds=hidden,
             attention_mask=self._held(turn, block, hidden.device)[0],
-            past_key_values=None if turn.cache is None else caches.PhysicalLength(turn.cache, block),
+            past_key_values=cache,
+            and_mask_function=self._without_spared(turn, block, hidden, 0 if cache is None else cache.length),
             layer_idx=block,
         )
+
+    def _without_spared(self, turn: _Turn, block: int, hidden: Tensor, past: int) -> Callable[..., Any] | None:
+        """What hides `turn.spared` from the drafts that follow; None where there are no such columns."""
+        spared = [turn.spared.get(row, len(self.blocks)) <= block for row in range(len(hidden))]
+        if not any(spared) or not turn.prompt.drafts:
+            return None
+        if "flash" in self.text._attn_implementation:
+            raise PromptError(
+                "a prompt ends with its picture and brings drafts along, from which flash attention cannot hide the "
+                "picture's last token: use sdpa, decode without drafts, or let words follow the picture"
+            )
+        rows, column = torch.tensor(spared, device=hidden.device), past + hidden.shape[1] - 1 - turn.prompt.drafts
+        return lambda b, h, q, kv: (kv != column) | (q <= column) | ~rows[b]
+
+    def _hide_spared(self, turn: _Turn) -> None:
+        """After the pass nobody sees them any more: they were dropped."""
+        prompt = turn.prompt
+        for row, since in turn.spared.items():
+            for layer, view in prompt.views.items():
+                if layer >= since:
+                    valid, lengths = view.valid.clone(), list(view.lengths)
+                    valid[row, view.width - 1 - prompt.drafts] = False
+                    lengths[row] -= 1
+                    prompt.views[layer] = replace(view, valid=valid, lengths=tuple(lengths))
 
     def _rotary(self, turn: _Turn, block: int, hidden: Tensor, kwargs: dict[str, Any]) -> RotaryTables:
         """Rotary tables of the columns a block sees: those of their old places, or of new ones if compact."""
@@ -568,21 +640,30 @@ class Pruner:
         view = prompt.seen(layer).to(hidden.device)
         visual = prompt.visual.to(hidden.device).gather(1, view.index) & view.valid
         tables = turn.rotary.get(prompt.layers(layer - 1), tables)  # the model hands out those of the whole prompt
+        for spared in turn.spared:
+            visual[spared, view.width - 1 - prompt.drafts] = False
         places = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
         keep = view.valid & ~visual
         scores = torch.full(prompt.ids.shape, torch.nan, dtype=torch.float32, device=hidden.device)
+        lengths = [length - n + kept for length, n, kept in zip(view.lengths, stage.before, stage.kept, strict=True)]
         for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)):
             at = places[row, view.width - n :]
             if kept < n:
                 seen = self._seen(turn, layer, row, view, at, hidden, tables)
                 chosen, folded, score = self._select(turn, stage, row, seen)
                 scores[row].index_copy_(0, view.index[row, at], score.float())
+                last, before = at[n - 1 :], hidden
                 if folded is not None:
                     hidden = hidden.clone()
                     hidden[row].index_copy_(0, at, folded)
                 at = at[chosen]
+                if prompt.ends[row] and row not in turn.spared and not (at == last).any():  # asked of few prompts
+                    turn.spared[row] = layer
+                    lengths[row] += 1
+                    at = torch.cat([at, last])
+                    if folded is not None:
+                        hidden[row].index_copy_(0, last, before[row][last])
             keep[row].index_fill_(0, at, True)
-        lengths = [length - n + kept for length, n, kept in zip(view.lengths, stage.before, stage.kept, strict=True)]
         narrowed, local = view.narrow(keep, lengths)
         prompt.views[layer], prompt.scores[layer] = narrowed, scores
         for key in [key for key in turn.looked if key[0] == layer]:
@@ -763,11 +844,18 @@ class Pruner:
         self._forget()
         if turn is None or output is None:
             return
+        self._hide_spared(turn)
         if turn.prefill and turn.cache is not None:
             caches.own(turn.cache, turn.prompt)
         if turn.numbers:
             names, fine = zip(*turn.numbers, strict=True)
-            good = torch.stack([flag.to(fine[0].device) for flag in fine]).tolist()
+            causal = fine[0].new_ones(()) if turn.causal is None else turn.causal
+            good = torch.stack([flag.to(fine[0].device) for flag in (*fine, causal)]).tolist()
+            if not good.pop():
+                raise PromptError(
+                    "the masks that this decoder makes are not causal, and those of pruning are: this pass's outputs "
+                    "and cache are not to be used"
+                )
             if not all(good):
                 name = names[good.index(False)]
                 raise ScorerError(f"{name} gave NaN: this pass's outputs and cache are not to be used")

@@ -194,6 +194,7 @@ class PromptState:
         views: what is left, by layer; filled while the prefill runs.
         scores: of each stage, by layer, filled likewise: NaN for columns that were not scored.
         drafts: last columns that are no prompt yet: words of assisted decoding, which may be taken back.
+        bare: its placeholders came without pictures.
     """
 
     ids: Int[Tensor, "b s"]
@@ -207,6 +208,7 @@ class PromptState:
     views: dict[int, View] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "b s"]] = field(default_factory=dict)
     drafts: int = 0
+    bare: bool = False
 
     @property
     def entering(self) -> Bool[Tensor, "b s"]:
@@ -236,7 +238,17 @@ class PromptState:
     @property
     def pruned(self) -> bool:
         """Whether some block lacks columns of the conversation."""
-        return any(turn.views for turn in self.turns())
+        return self.lacking is not None
+
+    @property
+    def lacking(self) -> PromptState | None:
+        """The last prompt of the conversation that some block lacks columns of."""
+        return next((turn for turn in self.turns() if turn.views), None)
+
+    @property
+    def ends(self) -> tuple[bool, ...]:
+        """Whether a prompt ends with its picture, so that the answer is read from a visual token."""
+        return tuple(n > 0 and text == self.drafts for n, text in zip(self.counts, self.question, strict=True))
 
     @property
     def hidden(self) -> int:
@@ -319,6 +331,7 @@ class PromptState:
             views={layer: view.select(rows) for layer, view in self.views.items()},
             scores={layer: score[rows.to(score.device)] for layer, score in self.scores.items()},
             drafts=self.drafts,
+            bare=self.bare,
         )
 
     def without(self, drafts: int) -> PromptState:
