@@ -54,6 +54,14 @@ NUMBERS = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )
 
+WHOLE = (
+    "pruning prepares prompts outside of compiled code. With fullgraph=True compile decode steps only, by "
+    "cache_implementation='static' in generate; else leave fullgraph at False"
+)
+_apart: Any = torch.compiler.disable
+if "reason" in inspect.signature(torch.compiler.disable).parameters:  # torch 2.6 has nowhere to say it
+    _apart = partial(torch.compiler.disable, reason=WHOLE)
+
 
 _Depth = tuple[int | None, ...]
 """`PromptState.layers`: blocks with the same one hold the same columns."""
@@ -68,7 +76,7 @@ class _Turn:
     total: int  # columns of the conversation with those of this pass, or of its mask where that has room for more
     cache: Any
     prefill: bool = False  # this pass prunes
-    after: ExitStack = field(default_factory=ExitStack)  # what to undo when this pass is over
+    after: Any = field(default_factory=ExitStack)  # what to undo when this pass is over; None in a `_step`
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None  # what entered block 0, until the last stage is over
     held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
@@ -161,7 +169,7 @@ class Pruner:
                 if any(part is self.base for part in outer.children()):
                     self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
             self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
-            self._add(self.base.register_forward_hook(self._end, always_call=True))
+            self._add(self.base.register_forward_hook(self._leave_base, always_call=True))
             self._add(self.decoder.register_forward_hook(self._restore))
             undo.pop_all()
         torch.compiler.reset()  # compiled code does not notice hooks that come or go: have it compiled anew
@@ -258,7 +266,7 @@ class Pruner:
 
     def _forget(self) -> None:
         """End this thread's pass; also one that Ctrl-C left behind, after which torch runs no hook."""
-        if (turn := self._turn) is not None:
+        if (turn := self._turn) is not None and turn.after is not None:
             turn.after.close()
             with self._idle:
                 self._running.pop(turn, None)
@@ -274,10 +282,36 @@ class Pruner:
             self._live.drafts = keep - 1 if isinstance(keep, int) and keep > 1 else 0
 
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """The only hook that can tell whether the pass runs in code of torch.compile."""
-        self._begin(module, args, kwargs, torch.compiler.is_compiling())
+        """Before the base model. Nothing behind `_begin` can tell whether the pass runs in code of torch.compile."""
+        compiled = torch.compiler.is_compiling()
+        if not (compiled and self._step({**dict(zip(self._signature.parameters, args, strict=False)), **kwargs})):
+            self._begin(module, args, kwargs, compiled)
 
-    @torch.compiler.disable
+    def _step(self, given: Mapping[str, Any]) -> bool:
+        """`_begin` of a decode step on a static cache, as torch.compile traces it; False if it is something else."""
+        new, cache = given.get("input_ids"), given.get("past_key_values")
+        new = new if new is not None else given.get("inputs_embeds")
+        if new is None or new.shape[1] != 1 or caches.room(cache) is None or self._turn is not None:
+            return False
+        prompt = caches.owned(cache)
+        if prompt is None or not prompt.pruned:
+            return True
+        mask = inputs.columns(given.get("attention_mask"), 0, 1)
+        stages = [max(layer, 0) for turn in prompt.turns() for layer in turn.stages]
+        if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)) or min(stages) < self._first:
+            return False
+        turn = _Turn(prompt, mask, 0, cache=cache, after=None)
+        for layers, (places, lag) in caches.fixed(cache).items():
+            held = places >= 0
+            if mask is not None:
+                room = functional.pad(mask.bool(), (0, places.shape[1] - mask.shape[1]))
+                held = held & room.gather(1, places.clamp_min(0))
+            turn.held[layers] = held, lag
+        self._live.turn = turn
+        caches.follow(cache, True)
+        return True
+
+    @_apart
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any], compiled: bool) -> None:
         """Before the base model: columns with visual tokens make a PromptState, a later step finds it in its cache."""
         if getattr(self._live, "paused", False):
@@ -835,7 +869,16 @@ class Pruner:
         full = hidden.new_zeros(hidden.shape[0], view.span, hidden.shape[-1])
         return full.scatter(1, view.index[..., None].expand_as(hidden), hidden)
 
-    @torch.compiler.disable
+    def _leave_base(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the base model, also after an exception."""
+        turn = self._turn
+        if turn is not None and turn.after is None:
+            caches.follow(turn.cache, False)
+            self._live.turn = None
+        elif turn is not None:
+            self._end(module, args, output)
+
+    @_apart
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the base model, also after an exception: nothing of this pass stays behind but what the cache owns."""
         if getattr(self._live, "paused", False):
