@@ -76,7 +76,8 @@ class _Turn:
     total: int  # columns of the conversation with those of this pass, or of its mask where that has room for more
     cache: Any
     prefill: bool = False  # this pass prunes
-    after: Any = field(default_factory=ExitStack)  # what to undo when this pass is over; None in a `_step`
+    traced: bool = False  # by torch.compile: `_step`
+    after: ExitStack = field(default_factory=ExitStack)  # what to undo when this pass is over
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None  # what entered block 0, until the last stage is over
     held: dict[_Depth, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)  # `_held`
@@ -87,6 +88,9 @@ class _Turn:
     spared: dict[int, int] = field(default_factory=dict)
     causal: Tensor | None = None  # whether the model's own mask is, asked at the end with `numbers`
     numbers: list[tuple[str, Tensor]] = field(default_factory=list)  # scores checked for NaN at the end: one sync
+
+
+_NOTHING = ExitStack()  # torch.compile does not trace how one is made
 
 
 def _own(shown: Tensor) -> Tensor:
@@ -266,7 +270,7 @@ class Pruner:
 
     def _forget(self) -> None:
         """End this thread's pass; also one that Ctrl-C left behind, after which torch runs no hook."""
-        if (turn := self._turn) is not None and turn.after is not None:
+        if (turn := self._turn) is not None:
             turn.after.close()
             with self._idle:
                 self._running.pop(turn, None)
@@ -300,7 +304,7 @@ class Pruner:
         stages = [max(layer, 0) for turn in prompt.turns() for layer in turn.stages]
         if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)) or min(stages) < self._first:
             return False
-        turn = _Turn(prompt, mask, 0, cache=cache, after=None)
+        turn = _Turn(prompt, mask, 0, cache=cache, traced=True, after=_NOTHING)
         for layers, (places, lag) in caches.fixed(cache).items():
             held = places >= 0
             if mask is not None:
@@ -872,7 +876,7 @@ class Pruner:
     def _leave_base(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the base model, also after an exception."""
         turn = self._turn
-        if turn is not None and turn.after is None:
+        if turn is not None and turn.traced:
             caches.follow(turn.cache, False)
             self._live.turn = None
         elif turn is not None:
