@@ -108,10 +108,8 @@ ENDING: dict[str, list[Prompt]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pruning_equals_masking_where_a_picture_ends_the_prompt(family: str, batch: str, recipe: str) -> None:
     """The answer is read from a visual token then, dropped or not; nobody else sees it if it was dropped."""
-    prompts = ENDING[batch]
-    if recipe == "withdraw":  # nothing would be left of a prompt that is nothing but a picture
-        prompts = prompts[:3]
-    state = check_oracle(family, "eager", prompts, {"prune": RECIPES[recipe]}).state
+    prompts, attention = ENDING[batch], "sdpa" if batch == "one" else "eager"
+    state = check_oracle(family, attention, prompts, {"prune": RECIPES[recipe]}).state
     assert state is not None
     assert [text == 0 for text in state.question] == [segments[-1] == "image" for _, segments in prompts]
     for stage, view in zip(state.stages.values(), state.views.values(), strict=True):
