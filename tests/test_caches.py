@@ -252,6 +252,53 @@ def test_a_cache_that_lacks_nothing_goes_on_anywhere(prompt: str) -> None:
         assert torch.equal(lm(**WORD, past_key_values=cache).logits, expected)
 
 
+KEEP_ALL = {"prune": [{"scorer": "random", "schedule": {"name": "fixed", "layer": 2, "keep": 1.0}}]}
+
+
+@pytest.mark.works("Conversations", "cropping a cache that lacks nothing")
+@pytest.mark.parametrize("prompt", ["nothing dropped", "text alone"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_that_lacks_nothing_gives_columns_back(family: str, prompt: str) -> None:
+    recipe, prompts = (KEEP_ALL, ONE) if prompt == "nothing dropped" else (MIXTURE, [(9, (6,))])
+    lm, given = model(family), inputs(family, prompts)
+    shorter = {
+        k: v[:, :-3] if k in ("input_ids", "attention_mask", "mm_token_type_ids") else v for k, v in given.items()
+    }
+    with torch.no_grad():
+        expected = lm(**WORD, past_key_values=lm(**shorter).past_key_values).logits
+        with tokenprune.prune(lm, recipe):
+            cache = lm(**given, past_key_values=DynamicCache()).past_key_values
+            cache.crop(-3)
+            assert cache.get_seq_length() == given["input_ids"].shape[1] - 3
+            assert close(lm(**WORD, past_key_values=cache).logits, expected)
+
+
+def test_cropping_a_later_prompt_that_lacks_nothing() -> None:
+    """Down to the columns that an earlier prompt had a part in."""
+    second = [(seed, (*parts, 2)) for seed, parts in SECOND]
+
+    def talk(crop: bool) -> tuple[torch.Tensor, Any]:
+        with tokenprune.prune(model("llava"), MIXTURE):
+            talk = Talk("llava")
+            talk.turn(FIRST)
+        with tokenprune.prune(model("llava"), KEEP_ALL):
+            given = inputs("llava", second)
+            ids, mask = given.pop("input_ids"), given.pop("attention_mask")
+            at = ids.shape[1] - (0 if crop else 2)
+            talk._pass(ids[:, :at], mask[:, :at], **given)
+            if crop:
+                talk.cache.crop(-2)
+                talk.mask = talk.mask[:, :-2]
+            return talk.say(torch.full((3, 1), 17)), talk
+
+    with torch.no_grad():
+        (found, talked), (expected, _) = talk(crop=True), talk(crop=False)
+        assert close(found, expected)
+        grew = talked.cache.get_seq_length() - inputs("llava", FIRST)["input_ids"].shape[1]
+        with pytest.raises(PromptError, match=f"cannot take {grew + 1} columns off a cache that grew by {grew} since"):
+            talked.cache.crop(-grew - 1)
+
+
 @pytest.mark.works("Conversations", "going on in another pruning block")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_going_on_in_another_block(family: str) -> None:

@@ -119,6 +119,58 @@ def test_pictures_in_later_turns_are_pruned_as_masked(family: str, recipe: str) 
     assert not close(pruned[-1], full[-1])
 
 
+@pytest.mark.works("Conversations", "placeholders without pictures, as words")
+@pytest.mark.parametrize("recipe", ["mixture", "pyramid"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_placeholder_without_a_picture_is_a_word(family: str, recipe: str) -> None:
+    """As drafts or a model that says it make one: nothing is dropped with it, also right behind a picture."""
+    first = [(3, (2, "image", 3, "image")), (2, (7,)), (1, (4, "image"))]
+    words = [torch.tensor([[5, 17, 5, 5], [23, 5, 17, 23], [5, 5, 19, 5]]), torch.full((3, 1), 5)]
+
+    def converse(talk: Talk) -> list[torch.Tensor]:
+        found = [talk.turn(first)]
+        for ids in words:
+            found.append(talk._pass(ids, torch.ones_like(ids)))
+        return found
+
+    with tokenprune.prune(model(family), {"prune": RECIPES[recipe]}) as pruning:
+        pruned, state = converse(Talk(family)), pruning.state
+        assert state is not None
+        assert state.start == 0
+    for a, b in zip(pruned[1:], converse(Masked(family, [state]))[1:], strict=True):
+        assert close(a, b)
+    assert not close(pruned[-1], converse(Talk(family))[-1])
+
+
+def test_placeholders_of_a_first_turn_of_text_are_words_too() -> None:
+    """The pass after it gets no picture either."""
+    talk, plain = Talk("llava"), Talk("llava")
+    ids = torch.tensor([[5, 17, 5]] * 3)
+    text = [(9, (6,))] * 3
+    expected = [plain.turn(text), plain._pass(ids, torch.ones_like(ids))]
+    with tokenprune.prune(model("llava"), {"prune": RECIPES["mixture"]}):
+        assert torch.equal(talk.turn(text), expected[0])
+        assert torch.equal(talk._pass(ids, torch.ones_like(ids)), expected[1])
+
+
+def test_rotary_tables_of_another_width_are_refused() -> None:
+    """Qwen makes those of the whole conversation where a later turn gives no positions; stock fails there, too."""
+    lm = model("qwen2_5_vl")
+    first, second = inputs("qwen2_5_vl", ONE), inputs("qwen2_5_vl", [(8, (4, "image", 2))])
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
+    later = {**second, "attention_mask": mask}
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="must match"):
+            lm(**later, past_key_values=lm(**first).past_key_values)
+        with tokenprune.prune(lm, {"prune": RECIPES["diversity"]}):
+            cache = lm(**first).past_key_values
+            wide, new = mask.shape[1], second["input_ids"].shape[1]
+            with pytest.raises(PromptError, match=f"rotary tables of {wide} columns for {new} new ones.*position_ids"):
+                lm(**later, past_key_values=cache)
+            positions = (mask.cumsum(1) - 1)[:, -new:]
+            assert lm(**later, position_ids=positions, past_key_values=cache).logits.isfinite().all()
+
+
 class Recorder(Scorer):
     """Keeps the first tokens; records attention rows as the scorer sees them."""
 

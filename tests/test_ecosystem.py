@@ -10,10 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from fake_flash import fake_flash
 from families import DEPTH, FAMILIES, IMAGE, ONE, RAGGED, answer, inputs, logits, model
 from masking import hidden_by_mask
-from test_oracle import RECIPES, close
-from transformers import TextIteratorStreamer, TextStreamer, Trainer, TrainingArguments, pipeline
+from test_oracle import ENDING, RECIPES, close
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TextIteratorStreamer,
+    TextStreamer,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 import tokenprune
 from tokenprune.errors import PromptError
@@ -169,6 +178,67 @@ def test_an_assistant_model(family: str, recipe: str) -> None:
         assert torch.equal(answer(family, "sdpa", ONE, steps=12, assistant_model=small).sequences, expected)
 
 
+@pytest.mark.works("Ecosystem", "assisted decoding of a prompt that ends with its picture")
+@pytest.mark.parametrize("recipe", ["attention", "mixture", "withdraw"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_assistant_where_a_picture_ends_the_prompt(family: str, recipe: str) -> None:
+    """What is asked for is the logits of the picture's last token and of the drafts."""
+    ending, small = [(1, (3, "image"))], copy.deepcopy(model(family))
+    with torch.no_grad():
+        small.lm_head.weight[7::2] *= 0.9
+    with tokenprune.prune(model(family), {"prune": RECIPES[recipe]}):
+        expected = answer(family, "sdpa", ending, steps=12).sequences
+        assert torch.equal(answer(family, "sdpa", ending, steps=12, assistant_model=small).sequences, expected)
+
+
+def test_drafts_after_a_picture_are_refused_with_flash_attention() -> None:
+    given = inputs("llava", [(1, (3, "image", 2))])
+    drafted, longer = {"logits_to_keep": 3}, inputs("llava", [(1, (3, "image", 4))])
+    with fake_flash(model("llava")), torch.no_grad(), tokenprune.prune(model("llava"), {"prune": RECIPES["withdraw"]}):
+        with pytest.raises(PromptError, match="flash attention cannot hide the picture's last token: use sdpa"):
+            model("llava")(**given, **drafted)
+        assert model("llava")(**longer, **drafted).logits.isfinite().all()
+
+
+class Says(LogitsProcessor):
+    """Makes the model say a word as the third of its answer."""
+
+    def __init__(self, prompt: int, word: int) -> None:
+        self.at, self.word = prompt + 2, word
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if input_ids.shape[1] != self.at:
+            return scores
+        return torch.full_like(scores, -1e4).index_fill(1, torch.tensor([self.word]), 0.0)
+
+
+@pytest.mark.works("Ecosystem", "prompt look-up decoding that drafts placeholders")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_drafted_placeholder_is_a_word(family: str) -> None:
+    """The word that stands before the picture is said again: look-up drafts placeholders, no picture comes along."""
+    asked = [(12, (3, "image", 9))]  # no word of it is said before the picture
+    given, found, passes = inputs(family, asked), {}, []
+    width = given["input_ids"].shape[1]
+    before = int(given["input_ids"][0][(given["input_ids"][0] == IMAGE).int().argmax() - 1])
+
+    def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs["input_ids"]
+        passes.append((ids.shape[1], bool((ids == IMAGE).any())))
+
+    handle = model(family).register_forward_pre_hook(watch, with_kwargs=True)
+    try:
+        with tokenprune.prune(model(family), MIXTURE) as pruning:
+            for lookup in ({}, {"prompt_lookup_num_tokens": 3}):
+                says = LogitsProcessorList([Says(width, before)])
+                out = answer(family, "sdpa", asked, steps=8, logits_processor=says, **lookup)
+                found[bool(lookup)], state = out.sequences, pruning.state
+                assert state.start == 0
+    finally:
+        handle.remove()
+    assert torch.equal(found[True], found[False])
+    assert any(1 < columns < width and shows for columns, shows in passes)
+
+
 @pytest.mark.refused("Ecosystem", "a pruned assistant model")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pruned_assistant_is_refused(family: str) -> None:
@@ -180,7 +250,7 @@ def test_a_pruned_assistant_is_refused(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("batch", [ONE, RAGGED])
+@pytest.mark.parametrize("batch", [ONE, RAGGED, *ENDING.values()])
 def test_drafts_have_no_part_in_what_is_dropped(family: str, batch: Any) -> None:
     """Words that come along with the prompt, for logits of their own, do not move the question's last token."""
     lm, given = model(family), inputs(family, batch)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,6 +18,8 @@ from transformers import DynamicCache, TextIteratorStreamer
 
 import tokenprune
 from tokenprune.errors import AlreadyPrunedError, LayerError, PromptError, ScorerError, UnsupportedModelError
+from tokenprune.interfaces import TowerScorer
+from tokenprune.tower import Pictures, Ranking
 
 MIXTURE = {"prune": RECIPES["mixture"]}
 
@@ -94,6 +98,37 @@ def test_a_sliding_window_is_refused() -> None:
         tokenprune.attach(lm, "divprune")
 
 
+@pytest.mark.refused("Models", "decoders that attend in both directions")
+@pytest.mark.parametrize("where", ["config", "block", "config, later", "call", "masks"])
+def test_a_decoder_that_is_not_causal_is_refused(where: str) -> None:
+    """Pruning would hide dropped tokens with causal masks; text alone is left to the model."""
+    lm, given = copy.deepcopy(model("llava")), inputs("llava", ONE)
+    decoder, more = lm.model.language_model, {"is_causal": False} if where == "call" else {}
+    if where == "config":
+        decoder.config.is_causal = False
+    elif where == "block":
+        decoder.layers[3].self_attn.is_causal = False
+    if where in ("config", "block"):
+        with pytest.raises(UnsupportedModelError, match="attends in both directions"):
+            tokenprune.attach(lm, MIXTURE)
+        return
+    s = given["input_ids"].shape[1]
+    both = torch.ones(1, 1, s, s, dtype=torch.bool)
+    for block in decoder.layers if where == "masks" else ():
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "attention_mask": both[:, :, : args[0].shape[1]]}),
+            with_kwargs=True,
+        )
+    with torch.no_grad(), tokenprune.prune(lm, MIXTURE):
+        if where == "config, later":
+            decoder.config.is_causal = False
+        refused = "masks that this decoder makes are not causal" if where == "masks" else "attends in both directions"
+        with pytest.raises(PromptError, match=refused):
+            lm(**given, **more)
+        if where != "masks":
+            lm(**inputs("llava", [(9, (6,))]), **more)
+
+
 def test_a_layer_beyond_the_depth_is_refused_on_entering() -> None:
     with (
         pytest.raises(LayerError, match="6 blocks"),
@@ -136,6 +171,28 @@ def test_embeddings_that_hold_pictures_already_are_refused() -> None:
     lm, embeds = model("llava"), torch.randn(1, 30, 64)
     with tokenprune.prune(lm, MIXTURE), pytest.raises(PromptError, match="embedding of a placeholder; pass input_ids"):
         lm(inputs_embeds=embeds)
+
+
+@dataclass(frozen=True)
+class Leading(TowerScorer):
+    """Keeps the first tokens of a picture, or its last."""
+
+    last: bool = False
+
+    def rank(self, pictures: Pictures) -> Ranking:
+        return Ranking(pictures.tokens.float() * (1 if self.last else -1))
+
+
+@pytest.mark.refused("Inside the vision tower", "dropping the last token of a prompt that ends with its picture")
+@pytest.mark.parametrize("last", [False, True])
+def test_a_tower_that_drops_what_answers_is_refused(last: bool) -> None:
+    work = {"tower": "vision", "scorer": Leading(last), "schedule": {"name": "fixed", "layer": 1, "keep": 0.5}}
+    lm = model("llava")
+    refused = pytest.raises(PromptError, match="dropped the last of its tokens, from which the answer is read")
+    with torch.no_grad(), tokenprune.prune(lm, {"prune": [work]}):
+        with nullcontext() if last else refused:
+            assert lm(**inputs("llava", [(1, (3, "image"))])).logits[:, -1].any()
+        assert lm(**inputs("llava", ONE)).logits[:, -1].any()
 
 
 @pytest.mark.works("Generation", "beam search")

@@ -96,6 +96,28 @@ def test_pruning_equals_masking_with_videos(family: str, attention: str) -> None
     check_oracle(family, attention, MIXED, {"prune": RECIPES["mixture"]})
 
 
+ENDING: dict[str, list[Prompt]] = {
+    "one": [(1, (3, "image"))],
+    "ragged": [(3, (2, "image", 3, "image")), (2, (7,)), (1, (4, "image", 9)), (8, ("image",))],
+}
+
+
+@pytest.mark.works("Inputs", "prompts that end with their picture")
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("batch", ENDING)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pruning_equals_masking_where_a_picture_ends_the_prompt(family: str, batch: str, recipe: str) -> None:
+    """The answer is read from a visual token then, dropped or not; nobody else sees it if it was dropped."""
+    prompts, attention = ENDING[batch], "sdpa" if batch == "one" else "eager"
+    state = check_oracle(family, attention, prompts, {"prune": RECIPES[recipe]}).state
+    assert state is not None
+    assert [text == 0 for text in state.question] == [segments[-1] == "image" for _, segments in prompts]
+    for stage, view in zip(state.stages.values(), state.views.values(), strict=True):
+        gone = [n - kept for n, kept in zip(state.counts, stage.kept, strict=True)]
+        assert list(view.lengths) == [n - few for n, few in zip(state.everything.lengths, gone, strict=True)]
+        assert view.valid.sum(1).tolist() == list(view.lengths)
+
+
 @pytest.mark.works("Inputs", "positions: compact")
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava"])

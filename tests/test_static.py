@@ -92,16 +92,20 @@ def test_a_mask_of_another_shape_is_refused() -> None:
     causal = torch.ones(1, 1, s, s).tril().bool()
     window = causal.triu(-5)
     with torch.no_grad(), tokenprune.prune(lm, PLANS["mixture"]):
-        for mask in (torch.ones_like(causal), window, causal.expand(1, 4, s, s), causal[0]):
+        added = torch.zeros(1, 1, s, s).masked_fill(~causal, torch.finfo().min)
+        bias, boost = added.clone(), added.clone()
+        bias[..., 1], boost[..., 1] = bias[..., 1] - 0.5, boost[..., 1] + 0.5  # more than hiding
+        for mask in (torch.ones_like(causal), window, causal.expand(1, 4, s, s), causal[0], bias, boost):
             with pytest.raises(PromptError, match="2-D attention mask"):
                 lm(**{**given, "attention_mask": mask})
 
 
-def compiled(family: str, batch: str, extra: int = 0, steps: int = 5) -> Any:
+def compiled(family: str, batch: Any, extra: int = 0, steps: int = 5, fullgraph: bool = False) -> Any:
     """Decode steps run in code of torch.compile; `extra` more text tokens make another prompt length."""
-    config = CompileConfig(backend="eager", mode="default")  # dynamo as it is, without the wait for a C++ compiler
+    # dynamo as it is, without the wait for a C++ compiler
+    config = CompileConfig(backend="eager", mode="default", fullgraph=fullgraph)
     config._compile_all_devices = True
-    prompts = [(seed, (*parts, extra)) for seed, parts in BATCHES[batch]]
+    prompts = [(seed, (*parts, extra)) for seed, parts in (BATCHES[batch] if isinstance(batch, str) else batch)]
     static = {"cache_implementation": "static", "max_cache_len": 160}
     return (
         logits(answer(family, "sdpa", prompts, steps, **static, compile_config=config)),
@@ -133,6 +137,58 @@ def test_compiled_decode_is_right_and_compiled_once(family: str, batch: str, pla
         with torch.compiler.set_stance("fail_on_recompile"):
             for extra in (3, 4, 5):
                 assert close(*compiled(family, batch, extra))
+
+
+@pytest.mark.works("Caches", "decode steps in one graph (`CompileConfig(fullgraph=True)`)")
+@pytest.mark.parametrize(
+    ("family", "plan"), [*((family, "mixture") for family in FAMILIES), ("llava", "compact"), ("llava", "diversity")]
+)
+def test_compiled_decode_in_one_graph(family: str, plan: str) -> None:
+    """With pictures and without, and compiled once for prompts of all lengths."""
+    with tokenprune.prune(model(family), PLANS[plan]):
+        for extra in (1, 2):
+            assert close(*compiled(family, "ragged", extra, fullgraph=True))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            assert close(*compiled(family, "ragged", 3, fullgraph=True))
+        torch.compiler.reset()
+        found = compiled(family, [(9, (6,))], fullgraph=True)
+        assert close(*found)
+    assert close(found[0], logits(answer(family, "sdpa", [(9, (6, 0))], 5)))
+
+
+def test_a_graph_goes_on_with_a_conversation() -> None:
+    """Two prompts with pictures and their answers in one static cache."""
+    config = CompileConfig(backend="eager", mode="default", fullgraph=True)
+    config._compile_all_devices = True
+    again, lm = inputs("llava", [(8, (2, "image", 3))]), copy.deepcopy(model("llava"))
+    del lm.model.language_model.layers[3:]  # compiles sooner
+    vars(lm).pop("_compiled_call", None)  # transformers keeps it on the model: a copy would run the original
+
+    def talk(**more: Any) -> torch.Tensor:
+        room = StaticCache(config=lm.config.get_text_config(), max_cache_len=160)
+        same = {"past_key_values": room, "max_new_tokens": 4, "do_sample": False, **more}
+        ids = torch.cat([lm.generate(**inputs("llava", ONE), **same), again["input_ids"]], dim=1)
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": again["pixel_values"]}
+        return lm.generate(**given, **same)
+
+    with tokenprune.prune(lm, {"prune": RECIPES["entropy"]}) as pruning:
+        expected = talk(disable_compile=True)
+        assert pruning.state is not None
+        assert pruning.state.earlier is not None
+        assert torch.equal(talk(compile_config=config), expected)
+
+
+@pytest.mark.refused("Caches", "a prefill in torch.compile with `fullgraph=True`")
+def test_a_prefill_in_one_graph_is_refused_with_a_sentence() -> None:
+    lm, given = copy.deepcopy(model("llava")), inputs("llava", ONE)
+    del lm.model.language_model.layers[2:]
+    run = torch.compile(lambda **given: lm(**given), backend="eager", fullgraph=True)
+    with (
+        torch.no_grad(),
+        tokenprune.prune(lm, {"prune": RECIPES["diversity"]}),
+        pytest.raises(RuntimeError, match="With fullgraph=True compile decode steps only"),
+    ):
+        run(**given)
 
 
 def test_recompilation_would_be_seen() -> None:

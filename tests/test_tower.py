@@ -472,7 +472,8 @@ def test_a_later_turn_with_a_picture_of_its_own(family: str) -> None:
     with torch.no_grad(), tokenprune.prune(lm, recipe(probe)):
         done = lm(**first)
         mask = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
-        lm(**{**second, "attention_mask": mask}, past_key_values=done.past_key_values)
+        positions = (mask.cumsum(1) - 1)[:, first["input_ids"].shape[1] :]  # else Qwen makes those of both turns
+        lm(**{**second, "attention_mask": mask}, position_ids=positions, past_key_values=done.past_key_values)
     for given, found in zip((first, second), probe.seen, strict=True):
         check(family, given, Probe(seen=[found]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache as memo
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ class Owned(Protocol):
     @property
     def pruned(self) -> bool: ...
     @property
+    def lacking(self) -> Owned | None: ...
+    @property
     def hidden(self) -> int: ...
     @property
     def end(self) -> int: ...
@@ -25,6 +28,7 @@ class Owned(Protocol):
     def without(self, drafts: int) -> Any: ...
     def select(self, rows: Tensor) -> Any: ...
     def repeat(self, repeats: int) -> Any: ...
+    def fixed(self, room: int, device: torch.device) -> Mapping[Any, tuple[Tensor, Tensor | None]]: ...
 
 
 class PromptOwner:
@@ -39,7 +43,11 @@ class PromptOwner:
     """
 
     keys: Tensor
+    is_compileable: bool
+    max_cache_len: int
     prompt: Owned | None
+    fixed: Mapping[Any, tuple[Tensor, Tensor | None]]
+    """Of a static cache: `PromptState.fixed`."""
     followed: bool = False  # by a pruning block, for the length of a pass
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -68,33 +76,43 @@ class PromptOwner:
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.prompt is not None:
-            self.prompt = self.prompt.repeat(repeats)
+            self.own(self.prompt.repeat(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        room = int(self.get_seq_length()) - self.prompt.end if self.prompt is not None else abs(tokens_to_remove)
-        back = max(0, abs(tokens_to_remove) - room)  # drafts that came with the prompt
-        if self.prompt is not None and back > self.prompt.drafts:
-            raise PromptError(
-                f"cannot take {abs(tokens_to_remove)} columns off a cache that grew by {room} since its last pruned "
-                "prompt: they had a part in what was dropped. Copy the cache before the prompt instead; an "
-                "assistant_model has to stay unpruned."
-            )
-        if self.prompt is not None and (self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length()):
-            raise PromptError(
-                f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up decoding "
-                "need: leave cache_implementation at its default, or decode without them"
-            )
+        before, lacking = int(self.get_seq_length()), self.prompt and self.prompt.lacking
+        # negative, or (in earlier transformers) what shall be left
+        gone = -tokens_to_remove if tokens_to_remove <= 0 else max(0, before - tokens_to_remove)
+        back = 0
+        if lacking is not None:
+            room = before - lacking.end
+            back = max(0, gone - room)  # drafts that came with the prompt
+            if back > lacking.drafts:
+                raise PromptError(
+                    f"cannot take {gone} columns off a cache that grew by {room} since its last pruned prompt: they "
+                    "had a part in what was dropped. Copy the cache before the prompt instead; an assistant_model has "
+                    "to stay unpruned."
+                )
+            if self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length():
+                raise PromptError(
+                    f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up "
+                    "decoding need: leave cache_implementation at its default, or decode without them"
+                )
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        if self.prompt is not None and back:
-            self.prompt = self.prompt.without(back)
+        if self.prompt is not None and before - gone < self.prompt.end:  # prompts that lack nothing need no owner
+            self.own(lacking.without(back) if lacking is not None and back else lacking)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        self.prompt = None
+        self.own(None)
+
+    def own(self, prompt: Owned | None) -> None:
+        self.prompt, self.fixed = prompt, {}
+        if prompt is not None and self.is_compileable:
+            self.fixed = prompt.fixed(self.max_cache_len, self.keys.device)
 
     def _select(self, rows: Tensor) -> None:
         if self.prompt is not None:
-            self.prompt = self.prompt.select(rows)
+            self.own(self.prompt.select(rows))
 
 
 @memo
@@ -109,7 +127,13 @@ def own(cache: Any, prompt: Owned) -> None:
         owner: Any = object.__new__(_owner_type(layer.__class__))
         owner.__dict__.update(layer.__dict__)
         cache.layers[0] = layer = owner
-    layer.prompt = prompt
+    layer.own(prompt)
+
+
+def fixed(cache: Any) -> Mapping[Any, tuple[Tensor, Tensor | None]]:
+    """Of a static cache that is owned: `PromptState.fixed`."""
+    found: Mapping[Any, tuple[Tensor, Tensor | None]] = cache.layers[0].fixed
+    return found
 
 
 def owned(cache: Any) -> Any | None:

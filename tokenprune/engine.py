@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -46,6 +46,15 @@ from .vision import TowerPruner
 
 log = logging.getLogger("tokenprune")
 
+WHOLE = (
+    "pruning prepares prompts outside of compiled code. With fullgraph=True compile decode steps only, by "
+    "cache_implementation='static' in generate; else leave fullgraph at False"
+)
+_apart: Any = torch.compiler.disable
+if "reason" in inspect.signature(torch.compiler.disable).parameters:  # torch 2.6 has nowhere to say it
+    _apart = partial(torch.compiler.disable, reason=WHOLE)
+
+
 _Depth = tuple[int | None, ...]
 """`PromptState.layers`: blocks with the same one hold the same columns."""
 
@@ -59,6 +68,7 @@ class _Turn:
     total: int  # columns of the conversation with those of this pass, or of its mask where that has room for more
     cache: Any
     prefill: bool = False  # this pass prunes
+    traced: bool = False  # by torch.compile: `_step`
     after: ExitStack = field(default_factory=ExitStack)  # what to undo when this pass is over
     looked: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None  # what entered block 0, until the last stage is over
@@ -66,6 +76,12 @@ class _Turn:
     masks: dict[_Depth, Any] = field(default_factory=dict)
     rotary: dict[_Depth, RotaryTables] = field(default_factory=dict)
     flags: list[guard.Flag] = field(default_factory=list)  # what is asked at the end, with one sync
+    # Prompts that end with their picture, and the layer where the last token was dropped. The answer is read from it:
+    # it goes on to the end of this pass, as the columns of text do, and only then out of sight.
+    spared: dict[int, int] = field(default_factory=dict)
+
+
+_NOTHING = ExitStack()  # torch.compile does not trace how one is made
 
 
 class Pruner:
@@ -95,6 +111,7 @@ class Pruner:
         self.tower: TowerPruner | None = None
         self.state: PromptState | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
+        self._words = inspect.signature(self.decoder.forward).parameters  # what is not for pictures
         self._live = threading.local()
         self._attached = False
         self._running: dict[_Turn, threading.Thread] = {}  # passes, and who runs them
@@ -116,6 +133,9 @@ class Pruner:
                 "write both steps as passes of one recipe"
             )
         reason = self.adapter.refuse(self.config) or parallel.refuse(self.model, self.adapter, self.ranks)
+        parts = (part for block in self.blocks for part in block.modules())
+        if not all(getattr(part, "is_causal", True) for part in (self.text, *parts)):
+            reason = reason or inputs.BOTH_WAYS
         if reason:
             raise UnsupportedModelError(f"this {self.config.model_type} model cannot be pruned: {reason}")
         if any(work.schedule.needs_ecl for work in self.recipe.decoder):
@@ -139,7 +159,7 @@ class Pruner:
                 if any(part is self.base for part in outer.children()):
                     self._add(outer.register_forward_pre_hook(self._expect, with_kwargs=True))
             self._add(self.base.register_forward_pre_hook(self._enter_base, with_kwargs=True))
-            self._add(self.base.register_forward_hook(self._end, always_call=True))
+            self._add(self.base.register_forward_hook(self._leave_base, always_call=True))
             self._add(self.decoder.register_forward_hook(self._restore))
             undo.pop_all()
         torch.compiler.reset()  # compiled code does not notice hooks that come or go: have it compiled anew
@@ -252,10 +272,36 @@ class Pruner:
             self._live.drafts = keep - 1 if isinstance(keep, int) and keep > 1 else 0
 
     def _enter_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """The only hook that can tell whether the pass runs in code of torch.compile."""
-        self._begin(module, args, kwargs, torch.compiler.is_compiling())
+        """Before the base model. Nothing behind `_begin` can tell whether the pass runs in code of torch.compile."""
+        compiled = torch.compiler.is_compiling()
+        if not (compiled and self._step({**dict(zip(self._signature.parameters, args, strict=False)), **kwargs})):
+            self._begin(module, args, kwargs, compiled)
 
-    @torch.compiler.disable
+    def _step(self, given: Mapping[str, Any]) -> bool:
+        """`_begin` of a decode step on a static cache, as torch.compile traces it; False if it is something else."""
+        new, cache = given.get("input_ids"), given.get("past_key_values")
+        new = new if new is not None else given.get("inputs_embeds")
+        if new is None or new.shape[1] != 1 or caches.room(cache) is None or self._turn is not None:
+            return False
+        prompt = caches.owned(cache)
+        if prompt is None or not prompt.pruned:
+            return True
+        mask = inputs.columns(given.get("attention_mask"), 0, 1)
+        stages = [max(layer, 0) for turn in prompt.turns() for layer in turn.stages]
+        if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)) or min(stages) < self._first:
+            return False
+        turn = _Turn(prompt, mask, 0, cache=cache, traced=True, after=_NOTHING)
+        for layers, (places, lag) in caches.fixed(cache).items():
+            held = places >= 0
+            if mask is not None:
+                room = functional.pad(mask.bool(), (0, places.shape[1] - mask.shape[1]))
+                held = held & room.gather(1, places.clamp_min(0))
+            turn.held[layers] = held, lag
+        self._live.turn = turn
+        caches.follow(cache, True)
+        return True
+
+    @_apart
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any], compiled: bool) -> None:
         """Before the base model: columns with visual tokens make a PromptState, a later step finds it in its cache."""
         if getattr(self._live, "paused", False):
@@ -274,11 +320,16 @@ class Pruner:
         mask = inputs.columns(mask, past, width)
         total = mask.shape[1] if isinstance(mask, Tensor) else past + width
         turn = _Turn(prompt, mask, total, cache=cache)
-        starts = not step and (not past or (ids is not None and width > 1 and self._shows(ids)))
+        fed = not step and any(inputs.pictures(value) for name, value in given.items() if name not in self._words)
+        # Without pictures a placeholder of a later pass is a word like any other: drafted, say. But transformers 5.19
+        # loses the pictures of a prompt that it prefills in chunks: what follows such a prompt may be more of it.
+        brings = fed or (prompt is not None and prompt.bare)
+        starts = not step and (not past or (ids is not None and width > 1 and brings and self._shows(ids)))
         reason = inputs.refusal(
             mask,
             cache,
             packed=given.get("cu_seq_lens_q") is not None,
+            causal=step or (given.get("is_causal") is not False and getattr(self.text, "is_causal", True)),
             flash="flash" in self.text._attn_implementation,
             starts=starts,
             compiled=compiled,
@@ -289,12 +340,21 @@ class Pruner:
                 "embedding of a placeholder; pass input_ids, or such embeddings together with the pictures"
             )
         if (starts or prompt is not None) and reason:
-            if ids is not None and prompt is None and not self._shows(ids):
+            pruned = prompt is not None and prompt.pruned
+            if ids is not None and not pruned and not (starts and self._shows(ids)):
                 return  # no picture: nothing to prune, nothing to refuse
             raise PromptError(f"pruning cannot read these inputs: {reason}")
         if starts and ids is not None:
             self.state = turn.prompt = self._plan(
-                module, args, kwargs, ids, turn, start=past, positions=given.get("position_ids"), drafts=drafts
+                module,
+                args,
+                kwargs,
+                ids,
+                turn,
+                start=past,
+                positions=given.get("position_ids"),
+                drafts=drafts,
+                fed=fed,
             )
             turn.prefill = True
             if turn.prompt.stages and self._recomputed():
@@ -341,6 +401,7 @@ class Pruner:
         start: int,
         positions: Tensor | None,
         drafts: int,
+        fed: bool,
     ) -> PromptState:
         """The state of a new prompt batch, `start` columns into its conversation; without stages if nothing drops."""
         valid = torch.ones_like(ids, dtype=torch.bool)
@@ -367,11 +428,11 @@ class Pruner:
             raise PromptError(f"pruning cannot read these inputs: {inputs.PACKED}")
         if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.decoder):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
+        if any(n and drafts > text for n, text in zip(counts, question, strict=True)):
+            drafts = 0  # logits of more than the picture's last token are asked for: nobody drafted that
         stages = {}
         if self.tower is None:  # else `_close` says how many tokens there are
             stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl, self.budget)
-        if any(n and drafts >= text for n, text in zip(counts, question, strict=True)):
-            drafts = 0  # logits of the picture itself are asked for: nobody drafted that
         return PromptState(
             ids=ids,
             visual=visual,
@@ -382,6 +443,7 @@ class Pruner:
             start=start,
             earlier=turn.prompt,
             drafts=drafts,
+            bare=not fed and any(counts),
         )
 
     def _find_ecl(self, module: nn.Module, visual: Tensor, args: Any, kwargs: dict[str, Any]) -> int:
@@ -432,8 +494,11 @@ class Pruner:
             return None
         hidden, prompt = args[0], turn.prompt
         turn.cache = kwargs.get("past_key_values")
-        if turn.prefill and not block and self.tower is not None:
-            hidden = self._close(turn, self.tower, hidden, kwargs)
+        tower = self.tower if turn.prefill and not block else None
+        if tower is not None or (turn.prefill and block in prompt.stages and not turn.masks):
+            self._check_blocks(turn, hidden, kwargs)
+        if tower is not None:
+            hidden = self._close(turn, tower, hidden, kwargs)
         if turn.prefill and block in prompt.stages:
             hidden = self._prune(turn, block, hidden, kwargs["position_embeddings"])
         layers = prompt.layers(block)
@@ -449,6 +514,22 @@ class Pruner:
             "position_ids": None,
         }
         return (hidden, *args[1:]), {**kwargs, **changed}
+
+    def _check_blocks(self, turn: _Turn, hidden: Float[Tensor, "b s d"], kwargs: Mapping[str, Any]) -> None:
+        """Refuse what the model made for its blocks, where pruning cannot go on from it."""
+        width, tables = hidden.shape[1], kwargs["position_embeddings"][0].shape[-2]
+        if tables != width:
+            raise PromptError(
+                f"the model made rotary tables of {tables} columns for {width} new ones, which no block can use: pass "
+                "position_ids of the new columns"
+            )
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            reason = (
+                "the masks that this decoder makes are not causal, and those of pruning are: this pass's outputs and "
+                "cache are not to be used"
+            )
+            turn.flags.append((PromptError(reason), inputs.causal(mask, turn.prompt.start, width)))
 
     def _close(self, turn: _Turn, tower: TowerPruner, hidden: Float[Tensor, "b s d"], kwargs: Any) -> Tensor:
         """Before block 0: take out the holes that passes inside the vision tower left, then plan the decoder's stages.
@@ -472,6 +553,14 @@ class Pruner:
             turn.embedded = hidden.masked_fill((gone < tower.depth)[..., None], 0)
         if local is None:
             return hidden
+        if any(prompt.ends):  # one more sync, but prompts that end so are rare
+            last = torch.where(prompt.visual, torch.arange(gone.shape[1], device=prompt.visual.device), 0).amax(1)
+            went = gone.gather(1, last.to(gone.device)[:, None])[:, 0] < tower.depth
+            if (went & torch.tensor(prompt.ends, device=gone.device)).any():
+                raise PromptError(
+                    "a prompt ends with its picture, and passes inside the vision tower dropped the last of its "
+                    "tokens, from which the answer is read: let words follow the picture"
+                )
         hidden = ops.gather_columns(hidden, local)
         hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
         turn.rotary[prompt.layers(0)] = self._rotary(turn, 0, hidden, kwargs)
@@ -491,13 +580,39 @@ class Pruner:
 
     def _mask(self, turn: _Turn, block: int, hidden: Tensor) -> Any:
         """The causal mask of this forward pass for a block, in whatever form the attention backend wants."""
+        cache = None if turn.cache is None else caches.PhysicalLength(turn.cache, block)
         return create_causal_mask(
             config=self.text,
             inputs_embeds=hidden,
             attention_mask=self._held(turn, block, hidden.device)[0],
-            past_key_values=None if turn.cache is None else caches.PhysicalLength(turn.cache, block),
+            past_key_values=cache,
+            and_mask_function=self._without_spared(turn, block, hidden, 0 if cache is None else cache.length),
             layer_idx=block,
         )
+
+    def _without_spared(self, turn: _Turn, block: int, hidden: Tensor, past: int) -> Callable[..., Any] | None:
+        """What hides `turn.spared` from the drafts that follow; None where there are no such columns."""
+        spared = [turn.spared.get(row, len(self.blocks)) <= block for row in range(len(hidden))]
+        if not any(spared) or not turn.prompt.drafts:
+            return None
+        if "flash" in self.text._attn_implementation:
+            raise PromptError(
+                "a prompt ends with its picture and brings drafts along, from which flash attention cannot hide the "
+                "picture's last token: use sdpa, decode without drafts, or let words follow the picture"
+            )
+        rows, column = torch.tensor(spared, device=hidden.device), past + hidden.shape[1] - 1 - turn.prompt.drafts
+        return lambda b, h, q, kv: (kv != column) | (q <= column) | ~rows[b]
+
+    def _hide_spared(self, turn: _Turn) -> None:
+        """After the pass nobody sees them any more: they were dropped."""
+        prompt = turn.prompt
+        for row, since in turn.spared.items():
+            for layer, view in prompt.views.items():
+                if layer >= since:
+                    valid, lengths = view.valid.clone(), list(view.lengths)
+                    valid[row, view.width - 1 - prompt.drafts] = False
+                    lengths[row] -= 1
+                    prompt.views[layer] = replace(view, valid=valid, lengths=tuple(lengths))
 
     def _rotary(self, turn: _Turn, block: int, hidden: Tensor, kwargs: dict[str, Any]) -> RotaryTables:
         """Rotary tables of the columns a block sees: those of their old places, or of new ones if compact."""
@@ -528,21 +643,30 @@ class Pruner:
         view = prompt.seen(layer).to(hidden.device)
         visual = prompt.visual.to(hidden.device).gather(1, view.index) & view.valid
         tables = turn.rotary.get(prompt.layers(layer - 1), tables)  # the model hands out those of the whole prompt
+        for spared in turn.spared:
+            visual[spared, view.width - 1 - prompt.drafts] = False
         places = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
         keep = view.valid & ~visual
         scores = torch.full(prompt.ids.shape, torch.nan, dtype=torch.float32, device=hidden.device)
+        lengths = [length - n + kept for length, n, kept in zip(view.lengths, stage.before, stage.kept, strict=True)]
         for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True)):
             at = places[row, view.width - n :]
             if kept < n:
                 seen = self._seen(turn, layer, row, view, at, hidden, tables)
                 chosen, folded, score = self._select(turn, stage, row, seen)
                 scores[row].index_copy_(0, view.index[row, at], score.float())
+                last, before = at[n - 1 :], hidden
                 if folded is not None:
                     hidden = hidden.clone()
                     hidden[row].index_copy_(0, at, folded)
                 at = at[chosen]
+                if prompt.ends[row] and row not in turn.spared and not (at == last).any():  # asked of few prompts
+                    turn.spared[row] = layer
+                    lengths[row] += 1
+                    at = torch.cat([at, last])
+                    if folded is not None:
+                        hidden[row].index_copy_(0, last, before[row][last])
             keep[row].index_fill_(0, at, True)
-        lengths = [length - n + kept for length, n, kept in zip(view.lengths, stage.before, stage.kept, strict=True)]
         narrowed, local = view.narrow(keep, lengths)
         prompt.views[layer], prompt.scores[layer] = narrowed, scores
         for key in [key for key in turn.looked if key[0] == layer]:
@@ -562,7 +686,7 @@ class Pruner:
         with torch.no_grad():
             score = self._call(turn, who, seen, partial(scorer.score, seen))  # type: ignore[union-attr]
             guard.check(who, "one number per visual token", score, seen.visual, guard.NUMBERS)
-            turn.flags.append((who, ~score.isnan().any()))
+            turn.flags.append((guard.broken(who, guard.NAN), ~score.isnan().any()))
             score = self.ranks.agree(score)
             chosen = score.argsort(descending=True, stable=True)[: seen.keep].sort().values
         if merger is None:
@@ -571,7 +695,7 @@ class Pruner:
         seen = replace(seen, scores=guard.own(score))
         folded = self._call(turn, who, seen, partial(merger, hidden, chosen, seen))
         guard.check(who, "as many rows as it got", folded, hidden, (hidden.dtype,))
-        turn.flags.append((who, ~folded.isnan().any()))
+        turn.flags.append((guard.broken(who, guard.NAN), ~folded.isnan().any()))
         return chosen, folded, score
 
     def _call(self, turn: _Turn, who: str, seen: Seen, part: Callable[[], Any]) -> Any:
@@ -689,7 +813,16 @@ class Pruner:
         full = hidden.new_zeros(hidden.shape[0], view.span, hidden.shape[-1])
         return full.scatter(1, view.index[..., None].expand_as(hidden), hidden)
 
-    @torch.compiler.disable
+    def _leave_base(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the base model, also after an exception."""
+        turn = self._turn
+        if turn is not None and turn.traced:
+            caches.follow(turn.cache, False)
+            self._live.turn = None
+        elif turn is not None:
+            self._end(module, args, output)
+
+    @_apart
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the base model, also after an exception: nothing of this pass stays behind but what the cache owns."""
         if getattr(self._live, "paused", False):
@@ -698,6 +831,7 @@ class Pruner:
         self._forget()
         if turn is None or output is None:
             return
+        self._hide_spared(turn)
         if turn.prefill and turn.cache is not None:
             caches.own(turn.cache, turn.prompt)
-        guard.settle(turn.flags)
+        guard.settle(turn.flags if turn.prompt.views else ())

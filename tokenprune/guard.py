@@ -24,8 +24,8 @@ NUMBERS = (
 )
 """What can be sorted everywhere."""
 
-Flag = tuple[str, Bool[Tensor, ""]]
-"""Who is to blame, and whether all is fine, which the device knows."""
+Flag = tuple[TokenpruneError, Bool[Tensor, ""]]
+"""Whether all is fine, which the device knows, and the error if it is not."""
 
 NAN = "gave NaN"
 LOST = "merges tokens into some that it drops or that do not exist"
@@ -87,9 +87,9 @@ def broken(who: str, how: str) -> ScorerError:
 
 
 def settle(flags: Sequence[Flag]) -> None:
-    """Raise ScorerError if numbers that were given in this run are NaN: one device sync, none without flags."""
+    """Raise the error of the first flag that is not fine: one device sync, none without flags."""
     if flags:
-        names, fine = zip(*flags, strict=True)
+        errors, fine = zip(*flags, strict=True)
         good = torch.stack([flag.to(fine[0].device) for flag in fine]).tolist()
         if not all(good):
-            raise broken(names[good.index(False)], NAN)
+            raise errors[good.index(False)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from .budget import rescale
 from .errors import BudgetError, LayerError, RecipeError, ScheduleError, TokenpruneError
@@ -194,6 +195,7 @@ class PromptState:
         views: what is left, by layer; filled while the prefill runs.
         scores: of each stage, by layer, filled likewise: NaN for columns that were not scored.
         drafts: last columns that are no prompt yet: words of assisted decoding, which may be taken back.
+        bare: its placeholders came without pictures.
     """
 
     ids: Int[Tensor, "b s"]
@@ -207,6 +209,7 @@ class PromptState:
     views: dict[int, View] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "b s"]] = field(default_factory=dict)
     drafts: int = 0
+    bare: bool = False
 
     @property
     def entering(self) -> Bool[Tensor, "b s"]:
@@ -236,7 +239,17 @@ class PromptState:
     @property
     def pruned(self) -> bool:
         """Whether some block lacks columns of the conversation."""
-        return any(turn.views for turn in self.turns())
+        return self.lacking is not None
+
+    @property
+    def lacking(self) -> PromptState | None:
+        """The last prompt of the conversation that some block lacks columns of."""
+        return next((turn for turn in self.turns() if turn.views), None)
+
+    @property
+    def ends(self) -> tuple[bool, ...]:
+        """Whether a prompt ends with its picture, so that the answer is read from a visual token."""
+        return tuple(n > 0 and text == self.drafts for n, text in zip(self.counts, self.question, strict=True))
 
     @property
     def hidden(self) -> int:
@@ -275,18 +288,41 @@ class PromptState:
 
         `attention_mask` (b, total) is the caller's.
         """
-        views = [(turn.start, turn.seen(block).to(device)) for turn in self.turns()][::-1]
         if attention_mask is None:
-            if not any(view.padded for _, view in views):
+            if not any(turn.seen(block).padded for turn in self.turns()):
                 return None
             given = torch.ones(len(self.counts), total, dtype=torch.bool, device=device)
         else:
             given = attention_mask.to(device, torch.bool)
+        return self._held(block, given, False)
+
+    def places(self, block: int, total: int, device: torch.device) -> Int[Tensor, "b held"]:
+        """The column of the conversation (of `total`) that each one is that a block holds; -1 for pads."""
+        every = torch.arange(total, device=device).expand(len(self.counts), -1)
+        return self._held(block, every, -1)
+
+    def fixed(self, room: int, device: torch.device) -> dict[tuple[int | None, ...], tuple[Tensor, Tensor | None]]:
+        """`places` (`room` of them) and what `dropped` gives where positions are compact, by `layers`.
+
+        All that later passes on a static cache need of this conversation, in sizes that are the same for each.
+        """
+        found = {}
+        for block in sorted({max(layer, 0) for turn in self.turns() for layer in turn.views}):
+            places = self.places(block, room, device)
+            places = functional.pad(places, (0, room - places.shape[1]), value=-1)
+            compact = any(turn.compact(block) for turn in self.turns())
+            found[self.layers(block)] = places, self.dropped(block, device) if compact else None
+        return found
+
+    def _held(self, block: int, given: Tensor, pad: int) -> Tensor:
+        """Of something given for every column of the conversation, what is of columns that a block holds."""
         parts, at = [], 0
-        for start, view in views:
-            parts += [given[:, at:start], given[:, start : start + view.span].gather(1, view.index) & view.valid]
+        for turn in [*self.turns()][::-1]:
+            start, view = turn.start, turn.seen(block).to(given.device)
+            mine = given[:, start : start + view.span].gather(1, view.index)
+            parts += [given[:, at:start], mine.masked_fill(~view.valid, pad)]
             at = start + view.span
-        return torch.cat([*parts, given[:, at:total]], dim=1)
+        return torch.cat([*parts, given[:, at:]], dim=1)
 
     def dropped(self, block: int, device: torch.device) -> Int[Tensor, "b 1"]:
         """Tokens whose positions are free, for blocks with compact positions."""
@@ -319,6 +355,7 @@ class PromptState:
             views={layer: view.select(rows) for layer, view in self.views.items()},
             scores={layer: score[rows.to(score.device)] for layer, score in self.scores.items()},
             drafts=self.drafts,
+            bare=self.bare,
         )
 
     def without(self, drafts: int) -> PromptState:

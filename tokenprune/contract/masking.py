@@ -57,7 +57,8 @@ def hidden_by_mask(
         q = hidden.shape[1]
         every = torch.cat([columns, torch.ones(b, past + q - s, dtype=torch.bool)], dim=1)
         rows = torch.arange(past, past + q)[:, None]
-        allowed = (torch.arange(past + q)[None] <= rows)[None] & every[:, None]
+        each = torch.arange(past + q)[None]
+        allowed = ((each <= rows)[None] & every[:, None]) | (each == rows)[None]  # the last row answers, hidden or not
         mask = torch.zeros(b, 1, q, past + q, dtype=hidden.dtype)
         mask.masked_fill_(~allowed[:, None], torch.finfo(hidden.dtype).min)
         kwargs = {**kwargs, "attention_mask": mask}
