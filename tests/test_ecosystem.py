@@ -179,14 +179,15 @@ def test_an_assistant_model(family: str, recipe: str) -> None:
 
 
 @pytest.mark.works("Ecosystem", "assisted decoding of a prompt that ends with its picture")
-@pytest.mark.parametrize("recipe", ["attention", "mixture", "withdraw"])
+@pytest.mark.parametrize("recipe", ["attention", "mixture", "withdraw", "compact"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_assistant_where_a_picture_ends_the_prompt(family: str, recipe: str) -> None:
     """What is asked for is the logits of the picture's last token and of the drafts."""
     ending, small = [(1, (3, "image"))], copy.deepcopy(model(family))
     with torch.no_grad():
         small.lm_head.weight[7::2] *= 0.9
-    with tokenprune.prune(model(family), {"prune": RECIPES[recipe]}):
+    compact = [{**stage, "positions": "compact"} for stage in RECIPES["mixture"]]
+    with tokenprune.prune(model(family), {"prune": compact if recipe == "compact" else RECIPES[recipe]}):
         expected = answer(family, "sdpa", ending, steps=12).sequences
         assert torch.equal(answer(family, "sdpa", ending, steps=12, assistant_model=small).sequences, expected)
 

@@ -126,6 +126,12 @@ def test_compact_positions_equal_masking(family: str, batch: str) -> None:
     check_oracle(family, "sdpa", BATCHES[batch], {"prune": recipe}, compact=True)
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next", "video_llava"])
+def test_compact_positions_equal_masking_where_a_picture_ends_the_prompt(family: str) -> None:
+    recipe = [{**stage, "positions": "compact"} for stage in RECIPES["mixture"]]
+    check_oracle(family, "sdpa", ENDING["ragged"], {"prune": recipe}, compact=True)
+
+
 def test_compact_keeps_mrope_positions() -> None:
     recipe = [{**RECIPES["pyramid"][0], "positions": "compact"}]
     check_oracle("qwen2_5_vl", "sdpa", RAGGED, {"prune": recipe})

@@ -575,7 +575,10 @@ class Pruner:
             if mask is not None and (room := caches.room(turn.cache)):
                 mask = functional.pad(mask, (0, room - mask.shape[1]))
             compact = any(earlier.compact(block) for earlier in prompt.turns())
-            turn.held[layers] = mask, prompt.dropped(block, device) if compact else None
+            lag = prompt.dropped(block, device) if compact else None
+            if lag is not None and turn.spared:
+                lag += self._spared(turn, block, device)
+            turn.held[layers] = mask, lag
         return turn.held[layers]
 
     def _mask(self, turn: _Turn, block: int, hidden: Tensor) -> Any:
@@ -590,17 +593,21 @@ class Pruner:
             layer_idx=block,
         )
 
+    def _spared(self, turn: _Turn, block: int, device: torch.device) -> Bool[Tensor, "b 1"]:
+        """For which prompts this block has a column of `turn.spared`."""
+        rows = [turn.spared.get(row, len(self.blocks)) <= block for row in range(len(turn.prompt.counts))]
+        return torch.tensor(rows, device=device)[:, None]
+
     def _without_spared(self, turn: _Turn, block: int, hidden: Tensor, past: int) -> Callable[..., Any] | None:
         """What hides `turn.spared` from the drafts that follow; None where there are no such columns."""
-        spared = [turn.spared.get(row, len(self.blocks)) <= block for row in range(len(hidden))]
-        if not any(spared) or not turn.prompt.drafts:
+        if not turn.spared or not turn.prompt.drafts:
             return None
         if "flash" in self.text._attn_implementation:
             raise PromptError(
                 "a prompt ends with its picture and brings drafts along, from which flash attention cannot hide the "
                 "picture's last token: use sdpa, decode without drafts, or let words follow the picture"
             )
-        rows, column = torch.tensor(spared, device=hidden.device), past + hidden.shape[1] - 1 - turn.prompt.drafts
+        rows, column = self._spared(turn, block, hidden.device)[:, 0], past + hidden.shape[1] - 1 - turn.prompt.drafts
         return lambda b, h, q, kv: (kv != column) | (q <= column) | ~rows[b]
 
     def _hide_spared(self, turn: _Turn) -> None:
@@ -625,9 +632,12 @@ class Pruner:
             if view is not None:  # not every dropped token of this prompt lies before each kept one
                 positions = positions.gather(1, view.index)
                 if prompt.compact(block):
-                    valid = prompt.everything.to(hidden.device).valid
+                    valid, kept = prompt.everything.to(hidden.device).valid, view.valid
+                    if turn.spared:
+                        at = torch.arange(view.width, device=hidden.device) == view.width - 1 - prompt.drafts
+                        kept = kept & ~(at & self._spared(turn, block, hidden.device))
                     behind = valid.sum(1, keepdim=True) - valid.cumsum(1).gather(1, view.index)
-                    positions = positions + behind - view.valid.sum(1, keepdim=True) + view.valid.cumsum(1)
+                    positions = positions + behind - kept.sum(1, keepdim=True) + kept.cumsum(1)
             renumbered = self.adapter.rotary(self.decoder, hidden, positions.clamp_min(0))
             if renumbered is not None:
                 return renumbered
