@@ -525,7 +525,7 @@ class Pruner:
             mask = prompt.mask(block, turn.attention_mask, turn.total, device)
             if mask is not None and (room := caches.room(turn.cache)):
                 mask = functional.pad(mask, (0, room - mask.shape[1]))
-            compact = any(earlier.compact(block) for earlier in prompt.turns())
+            compact = any(earlier.compact(block) is not None for earlier in prompt.turns())
             turn.held[layers] = mask, prompt.dropped(block, device) if compact else None
         return turn.held[layers]
 
@@ -548,11 +548,8 @@ class Pruner:
         if lag is not None and kwargs["position_ids"] is not None:
             positions = kwargs["position_ids"].to(hidden.device) - lag.to(hidden.device)
             if view is not None:  # not every dropped token of this prompt lies before each kept one
-                positions = positions.gather(1, view.index)
-                if prompt.compact(block):
-                    valid = prompt.everything.to(hidden.device).valid
-                    behind = valid.sum(1, keepdim=True) - valid.cumsum(1).gather(1, view.index)
-                    positions = positions + behind - view.valid.sum(1, keepdim=True) + view.valid.cumsum(1)
+                freed = prompt.freed(block, hidden.device)
+                positions = (positions + freed[:, -1:] - freed).gather(1, view.index)
             renumbered = self.adapter.rotary(self.decoder, hidden, positions.clamp_min(0))
             if renumbered is not None:
                 return renumbered

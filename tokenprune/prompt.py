@@ -264,9 +264,19 @@ class PromptState:
         layer = self.layer(block)
         return self.everything if layer is None else self.views[layer]
 
-    def compact(self, block: int) -> bool:
-        """Whether this block's positions are renumbered without the gaps of this prompt."""
-        return any(at <= block and stage.work.positions == "compact" for at, stage in self.stages.items())
+    def compact(self, block: int) -> View | None:
+        """What was left of this prompt when its positions were last numbered anew for this block; None: never."""
+        found = [at for at in self.views if at <= block and self.stages[at].work.positions == "compact"]
+        return self.views[max(found)] if found else None
+
+    def freed(self, block: int, device: torch.device) -> Int[Tensor, "b s"]:
+        """Of each column of this prompt, how many of those up to it have no position any more in this block."""
+        everything, left = self.everything.to(device), self.compact(block)
+        if left is None:
+            return torch.zeros_like(everything.index)
+        left = left.to(device)
+        stays = torch.zeros_like(everything.valid).scatter(1, left.index, left.valid)
+        return (everything.valid & ~stays).cumsum(1)
 
     def mask(
         self, block: int, attention_mask: Tensor | None, total: int, device: torch.device
@@ -289,12 +299,11 @@ class PromptState:
         return torch.cat([*parts, given[:, at:total]], dim=1)
 
     def dropped(self, block: int, device: torch.device) -> Int[Tensor, "b 1"]:
-        """Tokens whose positions are free, for blocks with compact positions."""
+        """Columns of the conversation so far whose positions are free, for blocks with compact positions."""
         gone = torch.zeros(len(self.counts), 1, dtype=torch.long, device=device)
         for turn in self.turns():
-            if turn.compact(block):
-                everything, view = turn.everything.to(device), turn.seen(block).to(device)
-                gone += everything.valid.sum(1, keepdim=True) - view.valid.sum(1, keepdim=True)
+            if turn.compact(block) is not None:
+                gone += turn.freed(block, device)[:, -1:]
         return gone
 
     def select(self, rows: Int[Tensor, "j"]) -> PromptState:
