@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import ONE, Prompt, answer, inputs, model
-from test_oracle import RECIPES, close
+from test_oracle import RECIPES, close, numbered_anew
 from transformers import DynamicCache
 
 import tokenprune
@@ -68,17 +68,26 @@ class Masked(Talk):
         past, q = self.mask.shape[1], ids.shape[1]
         valid = torch.cat([self.mask, mask], dim=1).bool()
 
-        def enter(block: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        def left(block: int, views_of: Any) -> torch.Tensor:
             columns = valid.clone()
             for state in self.states:
-                layers = [layer for layer in state.views if layer <= block]
+                views = views_of(state)
+                layers = [layer for layer in views if layer <= block]
                 if not layers or state.start >= past + q:
                     continue
-                view, span = state.views[max(layers)], state.visual.shape[1]
+                view, span = views[max(layers)], state.visual.shape[1]
                 kept = torch.zeros(3, span, dtype=torch.bool)
                 for row in range(3):
                     kept[row, view.index[row][view.valid[row]]] = True
                 columns[:, state.start : state.start + span] &= kept
+            return columns
+
+        def enter(block: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            columns = left(block, lambda state: state.views)
+            if any(numbered_anew(state) for state in self.states):
+                positions = (left(block, numbered_anew).cumsum(1) - 1).clamp_min(0)[:, past:]
+                rotary = self.lm.model.language_model.rotary_emb(args[0], positions)
+                kwargs = {**kwargs, "position_embeddings": rotary}
             rows = torch.arange(past, past + q)[:, None]
             allowed = (torch.arange(past + q)[None] <= rows)[None] & columns[:, None]
             floats = torch.zeros(3, 1, q, past + q).masked_fill(~allowed[:, None], torch.finfo(torch.float32).min)

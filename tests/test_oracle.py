@@ -11,6 +11,8 @@ from families import BATCHES, DEPTH, FAMILIES, MIXED, RAGGED, Prompt, answer, ha
 from masking import hidden_by_mask
 
 import tokenprune
+from tokenprune.prompt import PromptState
+from tokenprune.values import View
 
 ATTENTIONS = ("sdpa", "eager")
 RECIPES: dict[str, list[dict[str, Any]]] = {
@@ -68,13 +70,18 @@ def check_oracle(
     assert sorted(state.views) == sorted(state.stages)
     mask = inputs(family, prompts)["attention_mask"]
     views = {max(layer, 0): state.views[layer] for layer in sorted(state.views)}
-    with hidden_by_mask(model(family, attention), mask, views, compact, folded):
+    with hidden_by_mask(model(family, attention), mask, views, compact and numbered_anew(state), folded):
         masked = logits(answer(family, attention, prompts))
     full = unpruned(family, attention, tuple(prompts))
     assert close(pruned, masked)
     with_pictures = [row for row, count in enumerate(state.counts) if count]
     assert not close(pruned[with_pictures], full[with_pictures])
     return pruning
+
+
+def numbered_anew(state: PromptState) -> dict[int, View]:
+    """What was left where positions were numbered anew, by layer."""
+    return {layer: state.views[layer] for layer, stage in state.stages.items() if stage.work.positions == "compact"}
 
 
 def entering(family: str, attention: str, prompts: Any, block: int) -> torch.Tensor:
@@ -130,6 +137,17 @@ def test_compact_positions_equal_masking(family: str, batch: str) -> None:
 def test_compact_positions_equal_masking_where_a_picture_ends_the_prompt(family: str) -> None:
     recipe = [{**stage, "positions": "compact"} for stage in RECIPES["mixture"]]
     check_oracle(family, "sdpa", ENDING["ragged"], {"prune": recipe}, compact=True)
+
+
+@pytest.mark.parametrize("prompts", [RAGGED, ENDING["ragged"]], ids=["ragged", "ending"])
+@pytest.mark.parametrize("anew", [0, 1])
+def test_each_pass_says_whether_positions_are_numbered_anew(anew: int, prompts: list[Prompt]) -> None:
+    """Those that a pass leaves alone stay as the passes before it left them."""
+    recipe = [*RECIPES["mixture"]]
+    recipe[anew] = {**recipe[anew], "positions": "compact"}
+    pruning = check_oracle("llava", "sdpa", prompts, {"prune": recipe}, compact=True)
+    assert pruning.state is not None
+    assert len(numbered_anew(pruning.state)) < len(pruning.state.views)
 
 
 def test_compact_keeps_mrope_positions() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.masking_utils import create_causal_mask
@@ -574,11 +574,8 @@ class Pruner:
             mask = prompt.mask(block, turn.attention_mask, turn.total, device)
             if mask is not None and (room := caches.room(turn.cache)):
                 mask = functional.pad(mask, (0, room - mask.shape[1]))
-            compact = any(earlier.compact(block) for earlier in prompt.turns())
-            lag = prompt.dropped(block, device) if compact else None
-            if lag is not None and turn.spared:
-                lag += self._spared(turn, block, device)
-            turn.held[layers] = mask, lag
+            compact = any(earlier.compact(block) is not None for earlier in prompt.turns())
+            turn.held[layers] = mask, prompt.dropped(block, device, turn.spared) if compact else None
         return turn.held[layers]
 
     def _mask(self, turn: _Turn, block: int, hidden: Tensor) -> Any:
@@ -630,14 +627,8 @@ class Pruner:
         if lag is not None and kwargs["position_ids"] is not None:
             positions = kwargs["position_ids"].to(hidden.device) - lag.to(hidden.device)
             if view is not None:  # not every dropped token of this prompt lies before each kept one
-                positions = positions.gather(1, view.index)
-                if prompt.compact(block):
-                    valid, kept = prompt.everything.to(hidden.device).valid, view.valid
-                    if turn.spared:
-                        at = torch.arange(view.width, device=hidden.device) == view.width - 1 - prompt.drafts
-                        kept = kept & ~(at & self._spared(turn, block, hidden.device))
-                    behind = valid.sum(1, keepdim=True) - valid.cumsum(1).gather(1, view.index)
-                    positions = positions + behind - kept.sum(1, keepdim=True) + kept.cumsum(1)
+                freed = prompt.freed(block, hidden.device, turn.spared)
+                positions = (positions + freed[:, -1:] - freed).gather(1, view.index)
             renumbered = self.adapter.rotary(self.decoder, hidden, positions.clamp_min(0))
             if renumbered is not None:
                 return renumbered

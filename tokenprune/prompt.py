@@ -277,9 +277,25 @@ class PromptState:
         layer = self.layer(block)
         return self.everything if layer is None else self.views[layer]
 
-    def compact(self, block: int) -> bool:
-        """Whether this block's positions are renumbered without the gaps of this prompt."""
-        return any(at <= block and stage.work.positions == "compact" for at, stage in self.stages.items())
+    def compact(self, block: int) -> int | None:
+        """The last stage up to this block that numbers positions anew, or None."""
+        found = [at for at in self.views if at <= block and self.stages[at].work.positions == "compact"]
+        return max(found, default=None)
+
+    def freed(self, block: int, device: torch.device, spared: Mapping[int, int] | None = None) -> Int[Tensor, "b s"]:
+        """Of each column of this prompt, how many of those up to it have no position any more in this block.
+
+        `spared`: prompts whose last token was dropped at some layer, and is in the views of this pass all the same.
+        """
+        everything, layer = self.everything.to(device), self.compact(block)
+        if layer is None:
+            return torch.zeros_like(everything.index)
+        left = self.views[layer].to(device)
+        stays = torch.zeros_like(everything.valid).scatter(1, left.index, left.valid)
+        for row, since in (spared or {}).items():
+            if since <= layer:
+                stays[row, everything.width - 1 - self.drafts] = False
+        return (everything.valid & ~stays).cumsum(1)
 
     def mask(
         self, block: int, attention_mask: Tensor | None, total: int, device: torch.device
@@ -324,13 +340,15 @@ class PromptState:
             at = start + view.span
         return torch.cat([*parts, given[:, at:]], dim=1)
 
-    def dropped(self, block: int, device: torch.device) -> Int[Tensor, "b 1"]:
-        """Tokens whose positions are free, for blocks with compact positions."""
+    def dropped(self, block: int, device: torch.device, spared: Mapping[int, int] | None = None) -> Int[Tensor, "b 1"]:
+        """Columns of the conversation so far whose positions are free, for blocks with compact positions.
+
+        `spared` as in `freed`, of this prompt.
+        """
         gone = torch.zeros(len(self.counts), 1, dtype=torch.long, device=device)
         for turn in self.turns():
-            if turn.compact(block):
-                everything, view = turn.everything.to(device), turn.seen(block).to(device)
-                gone += everything.valid.sum(1, keepdim=True) - view.valid.sum(1, keepdim=True)
+            if turn.compact(block) is not None:
+                gone += turn.freed(block, device, spared if turn is self else None)[:, -1:]
         return gone
 
     def select(self, rows: Int[Tensor, "j"]) -> PromptState:

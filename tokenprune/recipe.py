@@ -40,7 +40,8 @@ class Pass:
         merge: name of a merger that folds the dropped tokens into the kept ones first; None just drops. Inside the
             vision tower there is `nearest`: means weighted by how many tokens each stands for, into the token that the
             scorer names, or the kept one with the most similar rows.
-        positions: `original` keeps the positions of the tokens; `compact` renumbers what is left.
+        positions: `original` leaves the decoder's positions as they were; `compact` numbers what is left anew. After a
+            pass inside the vision tower that is what enters the decoder: rotary positions in the tower never change.
         tower: `vision` prunes inside the vision tower, where `layer` counts its blocks (the projector is the last one)
             and budgets are of each picture, tile or frame; None prunes in the decoder.
     """
@@ -61,8 +62,6 @@ class Pass:
             raise ValueError(f"{name} ranks tokens of a prompt, which the vision tower does not know: leave tower out")
         if self.merge not in (None, "nearest"):
             raise ValueError(f"inside the vision tower tokens are merged by `nearest`, got merge: {self.merge}")
-        if self.positions != "original":
-            raise ValueError("inside the vision tower tokens keep their positions: leave positions out")
         if self.schedule.needs_ecl:
             raise ValueError("the Entropy Collapse Layer is one of the decoder: give the vision tower another schedule")
 

@@ -19,20 +19,22 @@ def hidden_by_mask(
     model: Any,
     attention_mask: Tensor,
     views: Mapping[int, View],
-    compact: bool = False,
+    compact: bool | Mapping[int, View] = False,
     folded: Mapping[int, Tensor] | None = None,
 ) -> Iterator[None]:
     """From block L on, hide every prompt column that is not in `views[L]`; sequence lengths stay as they are.
 
-    With `compact`, kept columns are also renumbered without gaps from block L on (1-D positions). `folded[L]` are rows
-    (in the order of the view) that take the place of the kept columns on their way into block L of the prefill.
+    With `compact`, kept columns are also renumbered without gaps from block L on (1-D positions); views of its own say
+    after which of the steps that happens, and what is left then. `folded[L]` are rows (in the order of the view) that
+    take the place of the kept columns on their way into block L of the prefill.
     """
     adapter = registry().adapter(model.config)
     decoder = adapter.decoder(adapter.base(model))
     valid = attention_mask.bool()
     b, s = valid.shape
+    renumbered = (views if compact else {}) if isinstance(compact, bool) else compact
 
-    def seen(block: int) -> Tensor | None:
+    def seen(block: int, views: Mapping[int, View]) -> Tensor | None:
         layers = [layer for layer in views if layer <= block]
         if not layers:
             return None
@@ -42,7 +44,7 @@ def hidden_by_mask(
         return columns & valid
 
     def enter(block: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        columns = seen(block)
+        columns = seen(block, views)
         if columns is None:
             return None
         hidden = args[0]
@@ -55,15 +57,16 @@ def hidden_by_mask(
         cache = kwargs["past_key_values"]
         past = cache.get_seq_length(block) if cache is not None else 0
         q = hidden.shape[1]
-        every = torch.cat([columns, torch.ones(b, past + q - s, dtype=torch.bool)], dim=1)
+        later = torch.ones(b, past + q - s, dtype=torch.bool)
+        every = torch.cat([columns, later], dim=1)
         rows = torch.arange(past, past + q)[:, None]
         each = torch.arange(past + q)[None]
         allowed = ((each <= rows)[None] & every[:, None]) | (each == rows)[None]  # the last row answers, hidden or not
         mask = torch.zeros(b, 1, q, past + q, dtype=hidden.dtype)
         mask.masked_fill_(~allowed[:, None], torch.finfo(hidden.dtype).min)
         kwargs = {**kwargs, "attention_mask": mask}
-        if compact:
-            positions = (every.cumsum(1) - 1).clamp_min(0)[:, past:]
+        if (numbered := seen(block, renumbered)) is not None:
+            positions = (torch.cat([numbered, later], dim=1).cumsum(1) - 1).clamp_min(0)[:, past:]
             kwargs["position_embeddings"] = adapter.rotary(decoder, hidden, positions)
         return args, kwargs
 
