@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from test_cli import run
 
-from tokenprune import files, media
+from tokenprune import files, loading, media
 from tokenprune.cli import analyse, measure
 from tokenprune.cli import run as commands
 from tokenprune.errors import MediaError, TokenpruneError
@@ -223,11 +224,16 @@ FILES = {
 }
 
 
+def no_model(monkeypatch: pytest.MonkeyPatch, instead: Callable[..., object]) -> None:
+    """Do something else where a command loads a model, by whatever name it has it."""
+    for module in (loading, analyse, measure, commands):
+        monkeypatch.setattr(module, "load_model", instead, raising=False)
+
+
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A folder to work in, where loading a model is a failure."""
-    for module in (analyse, measure, commands):
-        monkeypatch.setattr(module, "load_model", lambda *args: pytest.fail("the work began"))
+    no_model(monkeypatch, lambda *args: pytest.fail("the work began"))
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("picture.png")
     Path("file").write_text("mine")
@@ -267,8 +273,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    for module in (measure, commands):
-        monkeypatch.setattr(module, "load_model", interrupt)
+    no_model(monkeypatch, interrupt)
     code, _, err = run(capsys, *FOLDERS[name], "--output", str(tmp_path / "out"))
     assert code == 130
     assert "Traceback" not in err

@@ -123,9 +123,9 @@ class Rows:
         self._settings = json.loads(json.dumps(settings))  # as it is read back: a tuple is a list
 
     def path(self, key: str) -> Path:
-        """Of a row: a readable name, and a digest of all that it depends on."""
+        """Of a row: a readable name, of what stands before a colon, and a digest of all that it depends on."""
         known = json.dumps([key, self._settings], sort_keys=True)
-        readable = re.sub(r"[^A-Za-z0-9=.]+", "-", key)[:60].strip("-.")
+        readable = re.sub(r"[^A-Za-z0-9=.]+", "-", key.split(": ")[0])[:60].strip("-.")
         return self.folder / f"{readable}-{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
 
     def __contains__(self, key: str) -> bool:
