@@ -102,6 +102,12 @@ def test_the_installed_command_is_the_module(wheel: Path) -> None:
     assert points["console_scripts"]["tokenprune"] == f"{__main__.__name__}:{__main__.main.__name__}"
 
 
+def test_nothing_is_imported_before_ctrl_c_is_caught() -> None:
+    code = "import sys; before = {*sys.modules}; import tokenprune.__main__; print(*sorted({*sys.modules} - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert set(done.stdout.split()) - {"__future__"} == {"tokenprune", "tokenprune.__main__"}
+
+
 @pytest.mark.parametrize(("module", "arguments"), [("typer", ["--help"]), ("torch", ["ls"])])
 def test_ctrl_c_during_imports_is_quiet(tmp_path: Path, module: str, arguments: list[str]) -> None:
     """Be it the command line's own or what a command works with."""

@@ -9,10 +9,10 @@ What is listed here is imported when it is first asked for: `import tokenprune` 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # type checkers take it for true; `typing` itself is not needed for what the command says at once
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import Pruning, attach, prune
     from .errors import TokenpruneError
     from .hookspecs import hookimpl
@@ -55,6 +55,8 @@ _WHERE = {
 
 def __getattr__(name: str) -> Any:
     """A public name, imported now."""
+    import importlib
+
     for module, names in _WHERE.items():
         if name in names:
             globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{module}"), name)
