@@ -28,7 +28,8 @@ from tokenprune.files import Rows, check_output, markdown, read_json, write, wri
 from tokenprune.loading import PICO, load_model
 from tokenprune.pico.scenes import KINDS
 from tokenprune.pico.task import Task
-from tokenprune.recipe import load
+from tokenprune.recipe import BUDGETS as KEEPS
+from tokenprune.recipe import load, presets
 from tokenprune.registry import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,9 +52,21 @@ def places(result: dict[str, Any]) -> dict[Place, Cell]:
     return {(cell["recipe"], cell["budget"]): cell for cell in [result["unpruned"], *result["cells"]]}
 
 
+def ranked() -> list[str]:
+    """Every registered recipe, and its presets that are more than another budget."""
+    names = []
+    for name in registry().entries["recipe"]:
+        settings = {preset: [line.partition("=")[0] for line in lines] for preset, lines in presets(name).items()}
+        other = [
+            preset for preset, paths in settings.items() if not {path.rpartition(".")[2] for path in paths} & {*KEEPS}
+        ]
+        names += [name, *(f"{name}@{preset}" for preset in other)]
+    return names
+
+
 def to_measure(recipes: Sequence[str] | None, budgets: Sequence[str], before: Collection[Place] = ()) -> list[Place]:
     """Cells of these recipes, by default of all that have none yet, and of what they are held against."""
-    names = [name for name in registry().entries["recipe"] if any((name, budget) not in before for budget in budgets)]
+    names = [name for name in ranked() if any((name, budget) not in before for budget in budgets)]
     names = list(recipes or names)
     if not names and before:
         return []
