@@ -246,7 +246,11 @@ def test_bad_names_are_refused(
         ("llava", "adapter", "tokenprune-mllm brings the adapter 'llava' already: choose another name"),
         ("wanted", "scorer", "one brings the scorer 'wanted' already: choose another name"),
         ("sad", "merger", "tokenprune-sad is installed already, and broken: choose another name, or uninstall it"),
-        ("mine", "adapter", "vip brings an adapter of the model type 'vipllava' already, and so would the example"),
+        (
+            "mine",
+            "adapter",
+            "adapter 'vip' of vip answers for the model type 'vipllava' already, and so would the example",
+        ),
         ("fastv", "adapter", ""),
         ("entropy", "merger", ""),
         ("wanted", "merger", ""),

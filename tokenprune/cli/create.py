@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
 from typing import Annotated
 
 import typer
 
-from ..errors import TokenpruneError
+from ..errors import TokenpruneError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -449,14 +451,16 @@ def _taken(name: str, made: Kind) -> str | None:
     for entry in entries:
         if (entry.kind in made.brings and entry.name == name) or entry.distribution == f"tokenprune-{name}":
             return f"{entry.distribution} brings the {entry.kind} {entry.name!r} already: choose another name"
-        if entry.kind == "adapter" and made.model_type in entry.thing.model_types:
-            return (
-                f"{entry.distribution} brings an adapter of the model type {made.model_type!r} already, and so would "
-                "the example: give that one the model type of its own family, or leave it out of TOKENPRUNE_PLUGINS"
-            )
     for plugin in found.broken:
         if plugin.distribution == f"tokenprune-{name}":
             return f"{plugin.distribution} is installed already, and broken: choose another name, or uninstall it"
+    if made.model_type:
+        with suppress(UnsupportedModelError):  # nobody's yet
+            adapter = found.adapter(SimpleNamespace(model_type=made.model_type))
+            return (
+                f"{found.origin('adapter', type(adapter))} answers for the model type {made.model_type!r} already, and "
+                "so would the example: give that one its own family's type, or leave it out of TOKENPRUNE_PLUGINS"
+            )
     return None
 
 
