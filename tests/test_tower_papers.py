@@ -488,6 +488,15 @@ def test_settings_that_make_no_sense_are_refused(name: str, setting: dict[str, A
         load({"prune": [{"scorer": {"name": name, **setting}, "schedule": {"name": "fixed", "layer": 0, "keep": 1}}]})
 
 
+def test_a_stretch_of_a_single_token_has_its_share() -> None:
+    """Four stretches of two tokens and twelve of one, as much attention everywhere: each keeps one at least."""
+    places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(4), torch.arange(5))
+    tower = Tower.of(places, cls_attention=torch.full((20,), 0.05))
+    hidden = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    score = holov.HoloV().score(Seen.of(keep=16, hidden=hidden, tower=tower))
+    assert torch.cat([score[:8].view(4, 2).sum(1), score[8:]]).tolist() == [1.0] * 16
+
+
 @pytest.mark.parametrize(("keep", "dominant"), [(192, 162), (128, 108), (64, 54), (32, 27)])
 def test_visionzip_counts_are_the_published_ones(keep: int, dominant: int) -> None:
     places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(24), torch.arange(24))
