@@ -488,6 +488,15 @@ def test_settings_that_make_no_sense_are_refused(name: str, setting: dict[str, A
         load({"prune": [{"scorer": {"name": name, **setting}, "schedule": {"name": "fixed", "layer": 0, "keep": 1}}]})
 
 
+def test_a_stretch_of_a_single_token_has_its_share() -> None:
+    """Four stretches of two tokens, and twelve of one that get twice the attention: these are kept."""
+    places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(4), torch.arange(5))
+    tower = Tower.of(places, cls_attention=torch.tensor([0.03] * 8 + [0.06] * 12))
+    hidden = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    score = holov.HoloV().score(Seen.of(keep=12, hidden=hidden, tower=tower))
+    assert score.tolist() == [0.0] * 8 + [1.0] * 12
+
+
 @pytest.mark.parametrize(("keep", "dominant"), [(192, 162), (128, 108), (64, 54), (32, 27)])
 def test_visionzip_counts_are_the_published_ones(keep: int, dominant: int) -> None:
     places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(24), torch.arange(24))

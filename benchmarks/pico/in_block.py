@@ -61,9 +61,10 @@ def inside_blocks() -> Iterator[None]:
 
 def compare(task: Task, recipe: str, budget: str, seed: int) -> dict[str, Any]:
     """Accuracy both ways, and their difference per question."""
-    between = task.answer(recipe, budget=read(budget))
+    kept = "prune.0.positions=original"  # nothing but the rows is compared
+    between = task.answer(recipe, kept, budget=read(budget))
     with inside_blocks():
-        inside = task.answer(recipe, budget=read(budget))
+        inside = task.answer(recipe, kept, budget=read(budget))
     bits = [np.array(list(answers.right.values()), dtype=float).mean(0) for answers in (between, inside)]
     scenes = len(bits[0])
     draws = np.random.default_rng(seed).multinomial(scenes, [1 / scenes] * scenes, size=2000) / scenes
