@@ -8,15 +8,11 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
-from rich.progress import Progress, track
 
 from .. import files
 from ..errors import LayerError, MediaError
@@ -55,6 +51,8 @@ def profile(
     device: DeviceOption = None,
 ) -> None:
     """Entropy of visual tokens by layer, spectra of some `--layers`, and the collapse layer with its stability."""
+    import yaml
+
     from ..analysis import ecl, plots
     from ..analysis import profile as profiles
     from ..api import prune
@@ -82,7 +80,7 @@ def profile(
     files.check_settings(output / "profile.json", settings)
     rows = files.Rows(output / "rows", settings)
     drawn = scenes.held_out(seed)
-    for key, path in track(list(shown.items()), description="prefills", console=Console(stderr=True)):
+    for key, path in tables.follow(list(shown.items()), "prefills"):
         scene = next(drawn)
         if key not in rows:
             inputs = loaded.inputs(ask, [read_image(path) if path else scene.picture])
@@ -165,7 +163,7 @@ def horizon(
         horizons.check_oracle(oracle, n)
     files.check_settings(output / "horizon.json", settings)
     rows = files.Rows(output / "rows", settings)
-    with Progress(console=Console(stderr=True)) as progress:
+    with tables.bar() as progress:
         work = progress.add_task("prompts x layers", total=len(asked) * len(chosen))
         for done, (key, scene, question) in enumerate(asked):
             token = loaded.first_token(question.text, question.answer)
@@ -255,6 +253,8 @@ def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[i
 
 def _settings(command: str, loaded: Loaded, adapter: Adapter) -> dict[str, Any]:
     """What rows of any command depend on."""
+    from importlib.metadata import version
+
     import torch
 
     from ..analysis import ecl

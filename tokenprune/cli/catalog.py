@@ -10,9 +10,6 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
-from rich.syntax import Syntax
 from rich.text import Text
 
 from ..errors import LayerError, TokenpruneError, UnknownNameError
@@ -75,6 +72,8 @@ def ls(
 
 def _rows(kind: str) -> list[dict[str, str]]:
     """Everything registered of a kind."""
+    import yaml
+
     from ..recipe import source
     from ..registry import registry
 
@@ -151,12 +150,17 @@ def show(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
     built = load(recipe, *(overrides or []))
     if overrides or "@" in recipe:
+        import yaml
+
         text = yaml.safe_dump(
             {"name": built.name, "prune": [_plain(work) for work in built.passes]}, sort_keys=False, width=100
         )
     else:
         text = source(recipe)
     if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.syntax import Syntax
+
         Console().print(Syntax("", "yaml", background_color="default").highlight(text), end="", soft_wrap=True)
     else:
         print(text, end="")

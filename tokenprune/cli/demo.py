@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from ..files import check_output
 from . import tables
@@ -59,7 +57,7 @@ def demo(
         save(picture, output / "picture.png")
     else:
         picture, asked = read_image(image), demos.QUESTIONS
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with tables.bar(transient=True) as progress:
         bar = progress.add_task("answers and times", total=demos.steps(asked, recipes))
         sides, pruning, inputs = demos.compare(
             loaded, picture, asked, recipes, wanted, done=lambda: progress.advance(bar)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from .. import files
 from ..errors import UnknownNameError
@@ -83,7 +81,7 @@ def bench(
         picture = read_image(image) if image is not None else next(scenes.held_out(0)).picture
         inputs = loaded.inputs(prompt, [picture])
     one = benches.Bench(lm, inputs, new_tokens, processor)
-    with Progress(console=Console(stderr=True)) as progress:
+    with tables.bar() as progress:
         task = progress.add_task("rounds", total=one.rounds(runs))
         found = one.measure(recipe, runs=runs, budget=wanted, ecl=ecl, done=lambda: progress.advance(task))
     settings = {
@@ -158,7 +156,7 @@ def sweep(
     }
     asked: list[Task] = []
     rows = []
-    with Progress(console=Console(stderr=True)) as progress:
+    with tables.bar() as progress:
         bar = progress.add_task("combinations", total=len(wanted))
 
         def answer(one: sweeps.Combination) -> Any:

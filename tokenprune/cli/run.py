@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
-from rich.progress import track
 
 from ..errors import TokenpruneError, UnknownNameError
 from ..files import check_output, write
@@ -142,6 +139,7 @@ def calibrate(
     With a method, fit its recipe to the model instead, and print it: `--output mine.yaml` makes it `-r mine.yaml`.
     """
     import numpy as np
+    import yaml
 
     from ..analysis import ecl as layers
     from ..analysis.profile import stability
@@ -161,10 +159,7 @@ def calibrate(
     else:
         shown = [scene.picture for scene, _ in zip(scenes.held_out(0), range(limit), strict=False)]
     loaded = load_model(model, attn, _dtype(dtype), device)
-    prompts = (
-        loaded.inputs(prompt, [picture])
-        for picture in track(shown, description="pictures", console=Console(stderr=True))
-    )
+    prompts = (loaded.inputs(prompt, [picture]) for picture in tables.follow(shown, "pictures"))
     if fit is not None:
         try:
             text = yaml.safe_dump(fit(loaded.model, prompts, **given), sort_keys=False, width=100)
@@ -215,6 +210,8 @@ def _calibration(method: str) -> Calibration:
 
 def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, Any]:
     """Settings of a calibration from `a=b` lines."""
+    import yaml
+
     known = list(inspect.signature(fit).parameters)[2:] if fit is not None else []
     given = {}
     for line in lines:

@@ -1,12 +1,12 @@
-"""Tables and sentences of the command line: they fit the terminal, and no number is cut in two."""
+"""Tables, sentences and bars of the command line: they fit the terminal, and no number is cut in two."""
 
 from __future__ import annotations
 
 import os
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
-from typing import TextIO
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,6 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
 GAP = 2  # between columns
 ROOM = 20  # words are not squeezed into less than this to get one more column into a block
 FULL = 100_000  # a line where there is no terminal
@@ -56,6 +60,19 @@ def show(
         wide = max(width, _total(sizes))  # a terminal that has no room for one column cuts nothing either
         Console(width=wide, height=1).print(table)  # with a height rich asks no terminal for its size
         print()
+
+
+def bar(**options: Any) -> Progress:
+    """A progress bar on stderr, so that results may go into a file; imported when one is shown."""
+    from rich.progress import Progress
+
+    return Progress(console=Console(stderr=True), **options)
+
+
+def follow(items: Sequence[T], what: str) -> Iterator[T]:
+    """Each item in turn, behind a bar."""
+    with bar() as shown:
+        yield from shown.track(items, description=what)
 
 
 def say(text: str, file: TextIO | None = None, color: str | None = None) -> None:
