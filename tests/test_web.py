@@ -118,7 +118,7 @@ def test_the_model_is_left_as_it_was(pico: Loaded, made: web.Comparison) -> None
 
 def test_the_entropy_figure_marks_the_models_layer(made: web.Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.entropy.size == (750, 480)
-    assert "Layer of this model is 2." in made.collapse
+    assert "ecl prunes this model at layer 2. In this prompt alone: no collapse found" in made.collapse
     figures: list[Any] = []
     monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
     state = {"entropy": [1.0, 2.0, 0.5], "interval": [[1.0, 2.0, 0.5]] * 2, "ecl": {"layer": 2}}

@@ -465,7 +465,7 @@ class Pruner:
         found = ecl.collapse(entropies)
         path = ecl.remember(self.model, self.adapter, entropies)
         log.warning(
-            "Entropy Collapse Layer, measured on this model's first prompt: %s; %s",
+            "Entropy Collapse Layer, measured on this model's first prompt: %s; the schedule `ecl` prunes there, %s",
             found.tell(),
             f"remembered in {path}" if path else "not remembered (cache not writable, or weights offloaded)",
         )

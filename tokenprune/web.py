@@ -174,11 +174,10 @@ def _entropy(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[Image.Image, st
     prefill = partial(loaded.model, **inputs, logits_to_keep=1)
     found = profiles.summary([profiles.row(adapter, decoder, visual, prefill, layers=[])], seed=0)
     queries = found["states"]["queries"]
-    here, known = queries["ecl"]["layer"], ecl.known(loaded.model, adapter)
-    words = (
-        f"The Entropy Collapse Layer of this model is {'not known yet' if known is None else known}. In this prompt "
-        f"alone entropy falls most after layer {here}."
-    )
+    known = ecl.known(loaded.model, adapter)
+    alone = ecl.Collapse(queries["ecl"]["layer"], found["depth"], queries["ecl"]["drop"], queries["ecl"]["found"])
+    layer = "has no layer of this model yet" if known is None else f"prunes this model at layer {known}"
+    words = f"The schedule ecl {layer}. In this prompt alone: {alone.tell()}."
     figure = plots.entropy({**found, "states": {"queries": queries}}, "entropy of the visual tokens", known, (5, 3.2))
     return Image.open(io.BytesIO(figure)), words
 

@@ -53,7 +53,7 @@ class Collapse:
             return f"layer {self.layer} of {self.depth}, drop {drop}"
         return (
             f"no collapse found, entropy drops most after layer {self.layer} of {self.depth}, by {drop}, and does not "
-            "stay down (the schedule `ecl` prunes there all the same)"
+            "stay down"
         )
 
     def entry(self, model: str, source: str) -> dict[str, Any]:

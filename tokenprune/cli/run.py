@@ -184,7 +184,7 @@ def calibrate(
         rows.append([f"{block}{mark}", f"{entropy:.4f}", drop])
     tables.show(f"{len(shown)} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
     stable = stability(np.array(profiles), seed=0)["ecl"]
-    tables.say(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}")
+    tables.say(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}; the schedule `ecl` prunes there")
     path = layers.remember(loaded.model, adapter, means)
     shipped = layers.shipped(str(loaded.model.config._name_or_path), len(means))
     instead = "" if shipped is None else f"; for these weights it takes the place of the shipped layer {shipped}"
