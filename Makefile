@@ -132,14 +132,14 @@ $(VENV)/base $(FLOOR)/base: pyproject.toml constraints.txt Makefile
 	$(call install,$(@D),-e .,tokenprune.api tokenprune.cli)
 
 $(VENV)/dev $(FLOOR)/dev: %/dev: %/base %/int8/ready $(PLUGINS:=/pyproject.toml)
-	$(call install,$(@D),-e ".[dev]" $(PLUGINS:%=-e %),hatchling hypothesis ipykernel matplotlib.pyplot mypy nbclient \
-	peft pytest ruff scipy sklearn tokenprune_knorm tokenprune_papers tokenprune_tower)
+	$(call install,$(@D),-e ".[dev]" $(PLUGINS:%=-e %),hatch_fancy_pypi_readme hatchling hypothesis ipykernel \
+	matplotlib.pyplot mypy nbclient peft pytest ruff scipy sklearn tokenprune_knorm tokenprune_papers tokenprune_tower)
 
 $(VENV)/docs: $(VENV)/base
 	$(call install,$(@D),-e ".[docs]",material mkdocs mkdocstrings_handlers.python)
 
 $(VENV)/release: $(VENV)/dev
-	$(call install,$(@D),-e ".[release]",hatchling twine)
+	$(call install,$(@D),-e ".[release]",hatch_fancy_pypi_readme hatchling twine)
 
 # Apart: where it lies beside transformers, every command imports it.
 $(VENV)/int8/ready $(FLOOR)/int8/ready: %/int8/ready: %/base

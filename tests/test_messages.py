@@ -48,7 +48,7 @@ def test_overrides_of_passes_that_are_not_there(name: str, line: str, said: str)
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("keep", "a budget is a number of tokens such as 192, or a share of them from 0 to 1 such as 0.25 or 1/3"),
+        ("keep", "a budget is a number of tokens such as 192, or a share of them from 0 to 1 such as 0.25, 1/3 or 30%"),
         ("layer", "a layer is a number of blocks such as 2, or a share of them such as 16/32"),
     ],
 )

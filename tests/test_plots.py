@@ -27,7 +27,7 @@ def ticks(figure: Any) -> list[tuple[float, str]]:
 
 
 def test_one_layer_is_one_tick(drawn: list[Any]) -> None:
-    state = {"entropy": [1.5], "interval": [[1.5]] * 2, "ecl": {"layer": 1}}
+    state = {"entropy": [1.5], "interval": [[1.5]] * 2, "ecl": {"layer": 1, "found": True}}
     plots.entropy({"prompts": 1, "depth": 1, "states": {"queries": state}}, "")
     plots.horizon({"read": {"strength": [0.2], "horizon": None}}, [3], 0.1, "")
     plots.lines({"a": [(2.0, 90.0)], "b": [(2.0, 80.0)]}, ("x", "y"), "", ("unpruned", 97.0))

@@ -156,7 +156,8 @@ def test_an_override_of_a_scorer_setting_leaves_its_other_settings_alone() -> No
     """Budgets are alternatives in a schedule only."""
     given = {"prune": [a_pass(scorer={"name": "entropy", "ratio": 1, "keep": 2})]}
     assert problems(given, "prune.0.scorer.keep=3") == [
-        f"prune.0.scorer.{key}: unknown key; Entropy has states, normalize, alpha, top_k" for key in ("ratio", "keep")
+        f"prune.0.scorer.{key}: unknown key; Entropy has states, normalize, prefer, alpha, top_k"
+        for key in ("ratio", "keep")
     ]
 
 

@@ -32,6 +32,7 @@ OTHERWISE: dict[str, dict[str, float]] = {  # labels that are no averages over l
     "divprune-vtw": {"192": 284 * 20 / 32},
     "fitprune": {"flops-60": 241.7, "flops-90": 72.8},
     "sparsevlm": {"192": 206.5, "128": 145.4, "64": 82.3},  # its authors count a layer that prunes as pruned
+    "entropyprune-released": {"layer-1": 191.4},
     "sparsevlm-plus": {"192": 206.8, "128": 144.1, "64": 81.8},
 }
 

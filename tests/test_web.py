@@ -121,7 +121,7 @@ def test_the_entropy_figure_marks_the_models_layer(made: web.Comparison, monkeyp
     assert "ecl prunes this model at layer 2. In this prompt alone: no collapse found" in made.collapse
     figures: list[Any] = []
     monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
-    state = {"entropy": [1.0, 2.0, 0.5], "interval": [[1.0, 2.0, 0.5]] * 2, "ecl": {"layer": 2}}
+    state = {"entropy": [1.0, 2.0, 0.5], "interval": [[1.0, 2.0, 0.5]] * 2, "ecl": {"layer": 2, "found": True}}
     for prompts, known in ((1, 1), (9, None)):
         plots.entropy({"prompts": prompts, "depth": 3, "states": {"queries": state}}, "", known)
     legends = [figure.axes[0].get_legend() for figure in figures]

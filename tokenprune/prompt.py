@@ -326,7 +326,7 @@ class PromptState:
         for block in sorted({max(layer, 0) for turn in self.turns() for layer in turn.views}):
             places = self.places(block, room, device)
             places = functional.pad(places, (0, room - places.shape[1]), value=-1)
-            compact = any(turn.compact(block) for turn in self.turns())
+            compact = any(turn.compact(block) is not None for turn in self.turns())
             found[self.layers(block)] = places, self.dropped(block, device) if compact else None
         return found
 

@@ -67,9 +67,9 @@ def check_budget(budget: Budget | None) -> None:
     """Raise ValueError unless `budget` is None, a count >= 0 or a share in [0, 1]."""
     if budget is None:
         return
-    if isinstance(budget, str) and not _FRACTION.fullmatch(budget):
+    if isinstance(budget, str) and not (_FRACTION.fullmatch(budget) or _PERCENT.fullmatch(budget)):
         raise ValueError(
-            "a budget is a number of tokens such as 192, or a share of them from 0 to 1 such as 0.25 or 1/3, got "
+            "a budget is a number of tokens such as 192, or a share of them from 0 to 1 such as 0.25, 1/3 or 30%, got "
             f"{budget!r}"
         )
     amount = fraction(budget) if isinstance(budget, str) else budget
