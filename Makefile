@@ -39,10 +39,10 @@ compatibility: $(VENV)/dev ## docs/compatibility.md, from what the tests do
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --write-compatibility
 
 test-eval: $(VENV)/dev $(EVAL)/ready ## pytest of what needs lmms-eval (100 MB to download)
-	PYTHONPATH="$(CURDIR)/$(EVAL)" $(VENV)/bin/python -m pytest tests/test_eval.py $(ARGS)
+	PYTHONPATH="$(CURDIR)/$(EVAL)" $(VENV)/bin/python -m pytest tests/lab/test_eval.py $(ARGS)
 
 test-web: $(VENV)/dev $(WEB)/ready ## pytest of the page, in a Chromium if there is one (150 MB to download)
-	PYTHONPATH="$(CURDIR)/$(WEB)" $(VENV)/bin/python -m pytest tests/test_web.py $(ARGS)
+	PYTHONPATH="$(CURDIR)/$(WEB)" $(VENV)/bin/python -m pytest tests/lab/test_web.py $(ARGS)
 
 test-floor: $(FLOOR)/dev ## pytest with the oldest supported transformers
 	PYTHONPATH=$(FLOOR)/int8 $(FLOOR)/bin/python -m pytest $(ARGS)
@@ -148,8 +148,8 @@ $(VENV)/int8/ready $(FLOOR)/int8/ready: %/int8/ready: %/base
 # Apart, and lmms-eval without its dependencies: they bring a second torch, and a torchvision that breaks beside a CPU
 # build.
 $(EVAL)/ready: $(VENV)/dev tests/eval-requirements.txt
-	$(call beside,$(@D),$(VENV),-r tests/eval-requirements.txt,tokenprune.evaluation.run,lmms_eval==0.7.3)
+	$(call beside,$(@D),$(VENV),-r tests/eval-requirements.txt,tokenprune.lab.evaluation.run,lmms_eval==0.7.3)
 
 # Apart: Gradio asks for an older pillow.
 $(WEB)/ready: $(VENV)/base tests/web-requirements.txt
-	$(call beside,$(@D),$(VENV),-r tests/web-requirements.txt,gradio matplotlib.pyplot playwright.sync_api tokenprune.web)
+	$(call beside,$(@D),$(VENV),-r tests/web-requirements.txt,gradio matplotlib.pyplot playwright.sync_api tokenprune.lab.web)

@@ -24,9 +24,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from tokenprune import Scorer, Seen
 from tokenprune.errors import TokenpruneError
-from tokenprune.files import write_json
+from tokenprune.outputs import write_json
 from tokenprune.registry import registry
-from tokenprune.tower import Tower
+from tokenprune.seen.vision import Tower
 
 IMAGE, VISUAL = 5, 576
 SIZES = {576: 192, 2880: 640}

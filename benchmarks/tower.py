@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tokenprune import shapes
-from tokenprune.bench import Bench, Measured
-from tokenprune.files import write_json
+from tokenprune.lab import random_models as shapes
+from tokenprune.lab.bench import Bench, Measured
+from tokenprune.outputs import write_json
 
 CASES = {"picture": "llava-1.5-7b", "video": "video-llava-7b"}
 RECIPES = ("evoprune", "tome", "folder", "random-in-tower", "evoprune-entropyprune")

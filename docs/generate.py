@@ -1,4 +1,4 @@
-"""Writes what the pages can take from the code: `python docs/generate.py`. tests/test_docs.py says when it is due.
+"""Writes what the pages can take from the code: `python docs/generate.py`. `test_docs.py` says when it is due.
 
 Between `<!-- NAME -->` and `<!-- /NAME -->` of a page stands what `blocks()[NAME]` gives.
 """
@@ -16,7 +16,7 @@ import yaml
 
 from tokenprune.cli import app
 from tokenprune.cli.catalog import SHAPE, TEXT, _cost, _spell, _summary
-from tokenprune.flops import visual_tokens
+from tokenprune.plan.cost import visual_tokens
 from tokenprune.recipe import load, presets, registered, source
 from tokenprune.registry import DISTRIBUTION, KINDS, Entry, registry
 

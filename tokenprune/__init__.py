@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
     from .api import Pruning, attach, prune
     from .errors import TokenpruneError
-    from .hookspecs import hookimpl
-    from .interfaces import Adapter, Calibration, Merger, Scheduler, Scorer, TowerScorer
+    from .parts.adapter import Adapter
+    from .parts.merger import Merger
+    from .parts.scheduler import Calibration, Scheduler, Shape
+    from .parts.scorer import Scorer, TowerScorer
     from .recipe import Pass, Recipe
-    from .tower import Pictures, Ranking
-    from .values import Seen, Shape
+    from .registry.hookspecs import hookimpl
+    from .seen.pictures import Pictures, Ranking
+    from .seen.prompt import Seen
 
 __version__ = "0.1.0"
 
@@ -45,11 +48,14 @@ __all__ = [
 _WHERE = {
     "api": ("Pruning", "attach", "prune"),
     "errors": ("TokenpruneError",),
-    "hookspecs": ("hookimpl",),
-    "interfaces": ("Adapter", "Calibration", "Merger", "Scheduler", "Scorer", "TowerScorer"),
+    "parts.adapter": ("Adapter",),
+    "parts.merger": ("Merger",),
+    "parts.scheduler": ("Calibration", "Scheduler", "Shape"),
+    "parts.scorer": ("Scorer", "TowerScorer"),
     "recipe": ("Pass", "Recipe"),
-    "tower": ("Pictures", "Ranking"),
-    "values": ("Seen", "Shape"),
+    "registry.hookspecs": ("hookimpl",),
+    "seen.pictures": ("Pictures", "Ranking"),
+    "seen.prompt": ("Seen",),
 }
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from . import __version__, files, page
-from . import overlay as drawing
-from .budget import checked
-from .engine import Pruner
+from . import __version__, outputs
+from .amounts import Budget, checked
+from .decoder.forward import Pruner
 from .errors import TokenpruneError, UnsupportedModelError
-from .flops import Geometry
-from .prompt import PromptState
+from .plan.cost import Geometry
 from .recipe import RecipeLike, load
 from .registry import registry
-from .report import Report, report
-from .values import Budget
+from .show import html as page
+from .show import overlay as drawing
+from .show.report import Report, report
+from .state.prompt import PromptState
 
 NOTHING = "nothing was dropped yet: run the model on a picture inside the block first, with a recipe that drops tokens"
 
@@ -104,7 +104,7 @@ class Pruning:
             asked = {"Prompt" if question is None else "Question": text, "Answer": answer}
             told = {name: each for name, each in asked.items() if each is not None}
             title = f"{self._pruner.recipe.name} on {self._pruner.config.model_type}"
-            files.write(Path(html), page.render(title, made, figures, told, self._made_by()))
+            outputs.write(Path(html), page.render(title, made, figures, told, self._made_by()))
         return made
 
     def _text(self, processor: Any, prompt: int) -> str | None:

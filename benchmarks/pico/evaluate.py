@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from tokenprune.files import markdown, write_json
-from tokenprune.loading import PICO, load_model
-from tokenprune.pico.task import Task
+from tokenprune.lab.loading import PICO, load_model
+from tokenprune.lab.pico.task import Task
+from tokenprune.lab.results import markdown
+from tokenprune.outputs import write_json
 
 
 def main() -> None:

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tokenprune import engine
-from tokenprune.budget import read
-from tokenprune.files import write_json
-from tokenprune.loading import load_model
-from tokenprune.pico.task import Task
-from tokenprune.vision import TowerPruner
+from tokenprune.amounts import read
+from tokenprune.decoder import forward as engine
+from tokenprune.lab.loading import load_model
+from tokenprune.lab.pico.task import Task
+from tokenprune.outputs import write_json
+from tokenprune.vision.forward import TowerPruner
 
 RECIPES, BUDGETS = ("tome", "folder", "evoprune"), ("1/2", "2/9")
 

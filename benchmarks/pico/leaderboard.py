@@ -22,12 +22,13 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from tokenprune.budget import read
+from tokenprune.amounts import read
 from tokenprune.errors import BudgetError, LayerError, TokenpruneError
-from tokenprune.files import Rows, check_output, markdown, read_json, write, write_json
-from tokenprune.loading import PICO, load_model
-from tokenprune.pico.scenes import KINDS
-from tokenprune.pico.task import Task
+from tokenprune.lab.loading import PICO, load_model
+from tokenprune.lab.pico.scenes import KINDS
+from tokenprune.lab.pico.task import Task
+from tokenprune.lab.results import Rows, markdown
+from tokenprune.outputs import check_output, read_json, write, write_json
 from tokenprune.recipe import BUDGETS as KEEPS
 from tokenprune.recipe import load, presets
 from tokenprune.registry import registry

@@ -37,7 +37,7 @@ from transformers import (
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tokenprune.pico.scenes import COLORS, KINDS, PLURAL, SHAPES, SIZE, Scene, draw, sprite
+from tokenprune.lab.pico.scenes import COLORS, KINDS, PLURAL, SHAPES, SIZE, Scene, draw, sprite
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "tokenprune" / "pico" / "tokenprune-pico"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tokenprune import demo
-from tokenprune.loading import load_model
-from tokenprune.pico import scenes
+from tokenprune.lab import demo
+from tokenprune.lab.loading import load_model
+from tokenprune.lab.pico import scenes
 
 QUESTION = "read the digits"
 

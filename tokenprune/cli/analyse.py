@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import files
+from .. import outputs
 from ..errors import LayerError, MediaError
+from ..lab import results
 from . import tables
 from .interrupt import RESUMES, interrupted
 from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..api import Pruning
-    from ..interfaces import Adapter
-    from ..loading import Loaded
+    from ..lab.loading import Loaded
+    from ..parts.adapter import Adapter
 
 OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder of the results; a killed run goes on there.")]
 LayersOption = Annotated[str | None, typer.Option(help="Such as 1,2,16.", show_default=False)]
@@ -53,12 +54,13 @@ def profile(
     """Entropy of visual tokens by layer, spectra of some `--layers`, and the collapse layer with its stability."""
     import yaml
 
-    from ..analysis import ecl, plots
-    from ..analysis import profile as profiles
+    from .. import ecl
     from ..api import prune
-    from ..loading import load_model
-    from ..media import read_image
-    from ..pico import scenes
+    from ..lab import plots
+    from ..lab import profile as profiles
+    from ..lab.loading import load_model
+    from ..lab.media import read_image
+    from ..lab.pico import scenes
     from ..recipe import load
     from ..registry import registry
 
@@ -69,7 +71,7 @@ def profile(
             "inside the vision tower alone",
             param_hint="--recipe",
         )
-    files.check_output(output, folder=True)
+    outputs.check_output(output, folder=True)
     loaded = load_model(model, attn, _dtype(dtype), device)
     adapter = registry().adapter(loaded.model.config)
     decoder = adapter.decoder(adapter.base(loaded.model))
@@ -77,8 +79,8 @@ def profile(
     chosen = _layers(layers, 1, depth) or profiles.default_layers(depth)
     settings = {**_settings("profile", loaded, adapter), "data": data, "seed": seed, "ask": ask, "layers": chosen}
     settings |= {} if recipe is None else {"recipe": repr(load(recipe))}
-    files.check_settings(output / "profile.json", settings)
-    rows = files.Rows(output / "rows", settings)
+    results.check_settings(output / "profile.json", settings)
+    rows = results.Rows(output / "rows", settings)
     drawn = scenes.held_out(seed)
     for key, path in tables.follow(list(shown.items()), "prefills"):
         scene = next(drawn)
@@ -140,13 +142,13 @@ def horizon(
     """Information of windows of visual tokens by layer (arXiv 2512.07580), and the layer where it vanishes."""
     if task != "pico":
         raise typer.BadParameter(f"expected pico, got {task}", param_hint="--task")
-    from ..analysis import horizon as horizons
-    from ..analysis import plots
-    from ..loading import load_model
-    from ..pico import scenes
+    from ..lab import horizon as horizons
+    from ..lab import plots
+    from ..lab.loading import load_model
+    from ..lab.pico import scenes
     from ..registry import registry
 
-    files.check_output(output, folder=True)
+    outputs.check_output(output, folder=True)
     loaded = load_model(model, attn, _dtype(dtype), device)
     adapter = registry().adapter(loaded.model.config)
     depth = len(adapter.blocks(adapter.decoder(adapter.base(loaded.model))))
@@ -161,8 +163,8 @@ def horizon(
     }  # fmt: skip
     if oracle is not None:
         horizons.check_oracle(oracle, n)
-    files.check_settings(output / "horizon.json", settings)
-    rows = files.Rows(output / "rows", settings)
+    results.check_settings(output / "horizon.json", settings)
+    rows = results.Rows(output / "rows", settings)
     with tables.bar() as progress:
         work = progress.add_task("prompts x layers", total=len(asked) * len(chosen))
         for done, (key, scene, question) in enumerate(asked):
@@ -213,11 +215,11 @@ def horizon(
 
 def _write(path: Path, result: Mapping[str, Any], figures: Mapping[str, Callable[[], bytes]]) -> None:
     """Numbers as JSON and, where there is matplotlib, figures beside them; says what was written."""
-    from ..analysis import plots
+    from ..lab import plots
 
-    files.check_settings(path, result["settings"])  # another run may have ended there in the meantime
-    files.write(path, json.dumps(result) + "\n")
-    written = [path, *files.write_all(path.parent, plots.draw(figures))]
+    results.check_settings(path, result["settings"])  # another run may have ended there in the meantime
+    outputs.write(path, json.dumps(result) + "\n")
+    written = [path, *outputs.write_all(path.parent, plots.draw(figures))]
     tables.say(f"wrote {', '.join(one.name for one in written)} to {path.parent}")
     if (why := plots.missing()) is not None:
         tables.say(why, sys.stderr)
@@ -240,10 +242,10 @@ def _print(found: dict[str, Any], oracle: dict[str, Any] | None, layers: list[in
     tables.show(title, ["from layer", "oracle", "random", "none"], rows)
 
 
-def _heatmaps(asked: list[Any], rows: files.Rows, cut: list[Any], layers: list[int], title: str) -> bytes:
+def _heatmaps(asked: list[Any], rows: results.Rows, cut: list[Any], layers: list[int], title: str) -> bytes:
     """The first scene's questions, in up to eight layers."""
-    from ..analysis import horizon as horizons
-    from ..analysis import plots
+    from ..lab import horizon as horizons
+    from ..lab import plots
 
     few = sorted({round(i * (len(layers) - 1) / 7) for i in range(8)})
     first = [(key, scene, question) for key, scene, question in asked if key.startswith("0/")]
@@ -257,7 +259,7 @@ def _settings(command: str, loaded: Loaded, adapter: Adapter) -> dict[str, Any]:
 
     import torch
 
-    from ..analysis import ecl
+    from .. import ecl
 
     config = loaded.model.config
     return {
@@ -276,7 +278,7 @@ def _pictures(data: str, limit: int, seed: int) -> dict[str, Path | None]:
     """Keys of the pictures to show, with their files; a seed orders a folder the same whatever else is in it."""
     if data == "pico":
         return {str(i): None for i in range(limit)}
-    from ..media import pictures
+    from ..lab.media import pictures
 
     folder = Path(data)
     if not folder.is_dir():

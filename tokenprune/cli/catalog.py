@@ -13,14 +13,14 @@ import typer
 from rich.text import Text
 
 from ..errors import LayerError, TokenpruneError, UnknownNameError
-from ..flops import SHAPES, geometry, visual_tokens
-from ..hookspecs import KINDS
+from ..plan.cost import SHAPES, geometry, visual_tokens
+from ..registry import KINDS
 from . import tables
 
 if TYPE_CHECKING:
+    from ..amounts import Budget
     from ..recipe import Recipe
     from ..registry import Entry
-    from ..values import Budget
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe name, name@preset, or a YAML file.")]
 OverridesArgument = Annotated[
@@ -54,7 +54,7 @@ def ls(
         raise UnknownNameError("kind of part", kind, PLURALS)
     if kind != "recipes" and (shape, text, visual, ecl, budget) != (SHAPE, TEXT, None, None, None):
         raise typer.BadParameter("shapes, tokens and budgets are for the table of `tokenprune ls recipes`")
-    from ..budget import read
+    from ..amounts import read
     from ..registry import registry
 
     if kind == "recipes":
@@ -246,7 +246,7 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a recipe does to a model of some shape, without its weights: plan, FLOPs share, KV MiB (fp16)."""
-    from ..budget import read
+    from ..amounts import read
     from ..recipe import load
 
     wanted = read(budget) if budget is not None else None
@@ -275,8 +275,8 @@ def _cost(
     recipe: Recipe, shape: str, visual: int, text: int = TEXT, ecl: int | None = None, budget: Budget | None = None
 ) -> dict[str, Any]:
     """Plan, average over the layers, FLOPs share and KV MiB (fp16) of one prompt. Raises LayerError, BudgetError."""
-    from ..analysis import ecl as layers
-    from ..prompt import plan_whole
+    from .. import ecl as layers
+    from ..plan.stages import plan_whole
 
     sizes = geometry(shape)
     ecl = ecl or layers.shipped(shape, sizes.depth)

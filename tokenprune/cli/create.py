@@ -180,7 +180,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokenprune import Scheduler, Shape, hookimpl
-from tokenprune.values import Budget, Layer, check_budget, check_layer, resolve_budget, resolve_layer
+from tokenprune.amounts import Budget, Layer, check_budget, check_layer, resolve_budget, resolve_layer
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ ADAPTER = Kind(
 from __future__ import annotations
 
 from tokenprune import Adapter, hookimpl
-from tokenprune.adapters.decoder import LlamaStyleAdapter
+from tokenprune.families.decoder import LlamaStyleAdapter
 
 
 class $cls(LlamaStyleAdapter):

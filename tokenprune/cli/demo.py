@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..files import check_output
+from ..outputs import check_output
 from . import tables
 from .catalog import BudgetOption, _spell
 
 if TYPE_CHECKING:
-    from ..demo import Side
+    from ..lab.demo import Side
 
 
 def demo(
@@ -32,11 +32,11 @@ def demo(
     port: Annotated[int, typer.Option(min=1, max=65535, help="As above.")] = 7860,
 ) -> None:
     """One picture, a question of each kind: how recipes answer at one budget, what they cost, and what survived."""
-    from .. import demo as demos
-    from ..budget import read
-    from ..loading import load_model
-    from ..media import read_image, save
-    from ..pico import scenes
+    from ..amounts import read
+    from ..lab import demo as demos
+    from ..lab.loading import load_model
+    from ..lab.media import read_image, save
+    from ..lab.pico import scenes
     from ..recipe import load
 
     if web:
@@ -107,7 +107,7 @@ def _costs(sides: Sequence[Side], title: str) -> None:
 
 def _entropy(entropies: Sequence[float]) -> str:
     """Whether the entropy of this prompt collapses, in a sentence."""
-    from ..analysis import ecl
+    from .. import ecl
 
     found = ecl.collapse(entropies)
     if found.found:
@@ -123,8 +123,8 @@ def _page(
     model: str, recipes: Sequence[str], budget: str | None, image: Path | None, seed: int, host: str, port: int
 ) -> None:
     """Show the demo as a page until interrupted."""
-    from .. import web as pages
-    from ..loading import load_model
+    from ..lab import web as pages
+    from ..lab.loading import load_model
     from ..recipe import load
 
     if budget is not None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import TokenpruneError, install
-from ..files import check_output
+from ..outputs import check_output
 from . import tables
 from .catalog import BudgetOption, OverridesArgument
 from .interrupt import STARTS_ANEW, interrupted
@@ -46,7 +46,7 @@ def evaluate(
     check_output(output, folder=True)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     try:
-        from ..evaluation import run
+        from ..lab.evaluation import run
     except ImportError as error:
         raise TokenpruneError(f"tokenprune eval needs lmms-eval ({error}): {install('eval')}") from error
     results = run.evaluate(

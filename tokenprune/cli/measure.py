@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import files
+from .. import outputs
 from ..errors import UnknownNameError
-from ..flops import SHAPES
+from ..plan.cost import SHAPES
 from . import tables
 from .analyse import _settings
 from .catalog import BudgetOption
@@ -22,8 +22,8 @@ from .run import AttnOption, DeviceOption, DtypeOption, _dtype
 if TYPE_CHECKING:
     import torch
 
-    from .. import sweep as sweeps
-    from ..pico.task import Task
+    from ..lab import sweep as sweeps
+    from ..lab.pico.task import Task
 
 OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder for what is measured.")]
 RecipesOption = Annotated[list[str], typer.Option("--recipe", "-r", help="A recipe; repeatable.")]
@@ -58,15 +58,15 @@ def bench(
         raise typer.BadParameter("give a model or --random-init SHAPE, one of them", param_hint="MODEL")
     import torch
 
-    from .. import bench as benches
-    from .. import shapes
-    from ..budget import read
-    from ..loading import load_model
-    from ..media import read_image
-    from ..pico import scenes
+    from ..amounts import read
+    from ..lab import bench as benches
+    from ..lab import random_models as shapes
+    from ..lab.loading import load_model
+    from ..lab.media import read_image
+    from ..lab.pico import scenes
 
     wanted = read(budget) if budget is not None else None
-    files.check_output(output, folder=True)
+    outputs.check_output(output, folder=True)
     lm: Any
     if random_init is not None:
         share = shapes.check(random_init, scale)
@@ -141,14 +141,14 @@ def sweep(
     """Accuracy, tokens and FLOPs of every combination of recipes, settings and budgets; a second run goes on."""
     if task not in TASKS:
         raise UnknownNameError("task", task, TASKS)
-    from .. import sweep as sweeps
-    from ..budget import read
-    from ..loading import load_model
-    from ..pico.task import Task
+    from ..amounts import read
+    from ..lab import sweep as sweeps
+    from ..lab.loading import load_model
+    from ..lab.pico.task import Task
     from ..registry import registry
 
     wanted = sweeps.combinations(recipe, settings or [], budget)
-    files.check_output(output, folder=True)
+    outputs.check_output(output, folder=True)
     loaded = load_model(model, attn, _dtype(dtype), device)
     known = {
         **_settings("sweep", loaded, registry().adapter(loaded.model.config)),
@@ -177,7 +177,7 @@ def sweep(
 
 def _list(written: list[Path]) -> None:
     """What was written, and why there are no figures where there is no matplotlib."""
-    from ..analysis import plots
+    from ..lab import plots
 
     for path in written:
         print(path)

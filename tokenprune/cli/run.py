@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import TokenpruneError, UnknownNameError
-from ..files import check_output, write
+from ..outputs import check_output, write
 from . import tables
 from .catalog import BudgetOption, OverridesArgument
 
 if TYPE_CHECKING:
-    from ..interfaces import Calibration
-    from ..overlay import Shown
+    from ..amounts import Budget
+    from ..parts.scheduler import Calibration
     from ..recipe import Recipe
-    from ..values import Budget
+    from ..show.overlay import Shown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -42,7 +42,7 @@ def chosen(recipe: str | None, overrides: list[str] | None, budget: str | None) 
         raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
     if budget is not None and recipe is None:
         raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
-    from ..budget import read
+    from ..amounts import read
     from ..recipe import load
 
     built = load(recipe, *(overrides or [])) if recipe else None
@@ -91,8 +91,8 @@ def generate(
             )
         print("no --image and no --video was given: the model gets the question alone", file=sys.stderr)
     from ..api import prune
-    from ..loading import load_model
-    from ..media import check_picture, read_image, read_video, save
+    from ..lab.loading import load_model
+    from ..lab.media import check_picture, read_image, read_video, save
 
     if overlay is not None:
         check_picture(overlay)
@@ -141,11 +141,11 @@ def calibrate(
     import numpy as np
     import yaml
 
-    from ..analysis import ecl as layers
-    from ..analysis.profile import stability
-    from ..loading import load_model
-    from ..media import pictures, read_image
-    from ..pico import scenes
+    from .. import ecl as layers
+    from ..lab.loading import load_model
+    from ..lab.media import pictures, read_image
+    from ..lab.pico import scenes
+    from ..lab.profile import stability
     from ..registry import registry
 
     fit = None if method == "ecl" else _calibration(method)

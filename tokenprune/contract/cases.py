@@ -12,12 +12,15 @@ from typing import Any
 
 import yaml
 
+from ..builtin.schedules import Fixed
+from ..builtin.scorers.random import Random
 from ..errors import RecipeError, TokenpruneError
-from ..interfaces import Adapter, Merger, Scheduler, Scorer, TowerScorer, reads
+from ..parts.adapter import Adapter
+from ..parts.merger import Merger, reads
+from ..parts.scheduler import Scheduler
+from ..parts.scorer import Scorer, TowerScorer
 from ..recipe import Pass, load, presets, registered
 from ..registry import registry
-from ..schedules import Fixed
-from ..scorers.random import Random
 from .families import Family, shipped
 
 Part = str | Mapping[str, Any]

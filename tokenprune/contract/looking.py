@@ -12,11 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..api import prune
+from ..builtin.schedules import Fixed
 from ..errors import ScorerError
-from ..interfaces import Scorer, reads
-from ..schedules import Fixed
-from ..tower import Block, Tower
-from ..values import Seen
+from ..parts.merger import reads
+from ..parts.scorer import Scorer
+from ..seen.prompt import Seen
+from ..seen.vision import Block, Tower
 from .cases import Merging, layer_of
 from .families import RAGGED, Family
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..registry import registry
-from ..values import View
+from ..state.view import View
 
 
 @contextmanager

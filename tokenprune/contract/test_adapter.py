@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ..api import prune
+from ..builtin.schedules import Fixed, Spread, Table
+from ..builtin.scorers.diversity import Diversity
+from ..builtin.scorers.random import Random
 from ..errors import TokenpruneError
-from ..interfaces import Adapter, Scheduler
-from ..prompt import PromptState
-from ..schedules import Fixed, Spread, Table
-from ..scorers.diversity import Diversity
-from ..scorers.random import Random
+from ..parts.adapter import Adapter
+from ..parts.scheduler import Scheduler
+from ..state.prompt import PromptState
 from .base import Contract
 from .families import ONE, RAGGED, Family
 from .looking import Tried, same, watched

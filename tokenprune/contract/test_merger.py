@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ..api import prune
-from ..schedules import Fixed
+from ..builtin.schedules import Fixed
 from .base import Contract
 from .cases import Merging, layer_of
 from .families import RAGGED, Family

@@ -7,8 +7,7 @@ from itertools import pairwise
 import pytest
 
 from ..errors import BudgetError, LayerError
-from ..interfaces import Scheduler
-from ..values import Shape
+from ..parts.scheduler import Scheduler, Shape
 from .base import Contract
 
 DEPTHS = (1, 2, 4, 6, 7, 28, 32)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ..api import prune
-from ..guard import NUMBERS
-from ..interfaces import Scorer
-from ..schedules import Fixed
+from ..builtin.schedules import Fixed
+from ..parts.guard import NUMBERS
+from ..parts.scorer import Scorer
 from .base import Contract
 from .cases import layer_of
 from .families import ONE, RAGGED, Family

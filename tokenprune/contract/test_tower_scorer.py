@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..api import prune
+from ..builtin.schedules import Spread
 from ..errors import ScorerError
-from ..guard import NUMBERS
-from ..interfaces import TowerScorer
-from ..schedules import Spread
-from ..tower import Pictures, Ranking
+from ..parts.guard import NUMBERS
+from ..parts.scorer import TowerScorer
+from ..seen.pictures import Pictures, Ranking
 from .base import Contract
 from .families import RAGGED, Family
 

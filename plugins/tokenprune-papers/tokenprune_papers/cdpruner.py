@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune import Scorer, Seen, ops
-from tokenprune.tower import Block
+from tokenprune.seen.vision import Block
 
 from .clip import patch_text_cosines
 from .pictures import unit

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import Scorer, Seen
-from tokenprune.flops import Geometry
-from tokenprune.schedules import Fixed
+from tokenprune.builtin.schedules import Fixed
+from tokenprune.plan.cost import Geometry
 
 ROWS = 256  # query rows at once: their attention over all columns is in memory
 

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune import Scorer, Seen
-from tokenprune.tower import Block, check_block
-from tokenprune.values import Budget, check_budget, fraction
+from tokenprune.amounts import Budget, check_budget, fraction
+from tokenprune.seen.vision import Block, check_block
 
 from .pictures import best, per_picture, unit
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenprune import Scorer, Seen
-from tokenprune.tower import Block, check_block
+from tokenprune.seen.vision import Block, check_block
 
 from .pictures import best, per_picture
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tokenprune
-from tokenprune.flops import Geometry
+from tokenprune.plan.cost import Geometry
 
 
 @torch.no_grad()

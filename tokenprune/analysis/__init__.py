@@ -1,1 +1,0 @@
-"""What can be learnt about a model from its states."""

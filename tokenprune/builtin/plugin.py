@@ -1,0 +1,52 @@
+"""The built-in plugin: registers through the same hooks as everybody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..families.llava import LlavaAdapter
+from ..families.llava_next import LlavaNextAdapter
+from ..families.qwen2_5_vl import Qwen2_5VLAdapter
+from ..families.video_llava import VideoLlavaAdapter
+from ..parts.adapter import Adapter
+from ..parts.merger import Merger
+from ..parts.scheduler import Scheduler
+from ..parts.scorer import Scorer, TowerScorer
+from ..registry.hookspecs import hookimpl
+from ..shipped import configs
+from .mergers import nearest
+from .schedules import Ecl, Fixed, Pyramid, Spread, Table
+from .scorers.attention import Attention
+from .scorers.diversity import Diversity
+from .scorers.entropy import Entropy
+from .scorers.random import Random
+
+
+@hookimpl
+def tokenprune_scorers() -> dict[str, type[Scorer] | type[TowerScorer]]:
+    return {"entropy": Entropy, "attention": Attention, "diversity": Diversity, "random": Random}
+
+
+@hookimpl
+def tokenprune_schedulers() -> dict[str, type[Scheduler]]:
+    return {"fixed": Fixed, "ecl": Ecl, "pyramid": Pyramid, "spread": Spread, "table": Table}
+
+
+@hookimpl
+def tokenprune_adapters() -> dict[str, type[Adapter]]:
+    return {
+        "llava": LlavaAdapter,
+        "llava-next": LlavaNextAdapter,
+        "video-llava": VideoLlavaAdapter,
+        "qwen2.5-vl": Qwen2_5VLAdapter,
+    }
+
+
+@hookimpl
+def tokenprune_mergers() -> dict[str, Merger]:
+    return {"nearest": nearest}
+
+
+@hookimpl
+def tokenprune_recipes() -> dict[str, Path]:
+    return {path.stem: path for path in (configs() / "recipes").glob("*.yaml")}

@@ -1,0 +1,28 @@
+"""What built-in schedules share."""
+
+from __future__ import annotations
+
+from ...amounts import (
+    Budget,
+    kept_for_average,
+    resolve_budget,
+)
+from ...parts.scheduler import Shape
+
+
+def check_one(**budgets: object) -> None:
+    given = [name for name, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"give exactly one of {', '.join(budgets)}; got {' and '.join(given) or 'none'} (null drops a budget)"
+        )
+
+
+def once(layer: int, keep: Budget | None, average: Budget | None, shape: Shape) -> dict[int, int]:
+    """The plan of a single stage; empty when nothing would be dropped."""
+    if keep is not None:
+        kept = resolve_budget(keep, shape.visual)
+    else:
+        assert average is not None  # check_one
+        kept = kept_for_average(average, layer, shape.depth, shape.visual)
+    return {layer: kept} if kept < shape.visual else {}

@@ -1,0 +1,40 @@
+"""Prune once, at the Entropy Collapse Layer (arXiv 2602.17196)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...amounts import (
+    Budget,
+    check_budget,
+    resolve_layer,
+)
+from ...errors import LayerError
+from ...parts.scheduler import Scheduler, Shape
+from .base import check_one, once
+
+
+@dataclass(frozen=True)
+class Ecl(Scheduler):
+    """Prune once, at the model's Entropy Collapse Layer (arXiv 2602.17196, section 3.3), found by itself.
+
+    Args:
+        keep: tokens (int) or share (float, or "1/3") that stay.
+        average: the same, but as the mean over all decoder blocks.
+    """
+
+    needs_ecl: ClassVar[bool] = True
+
+    keep: Budget | None = None
+    average: Budget | None = None
+
+    def __post_init__(self) -> None:
+        check_one(keep=self.keep, average=self.average)
+        check_budget(self.keep)
+        check_budget(self.average)
+
+    def plan(self, shape: Shape) -> dict[int, int]:
+        if shape.ecl is None:
+            raise LayerError("the Entropy Collapse Layer is not known yet: run `tokenprune calibrate` or give a layer")
+        return once(resolve_layer(shape.ecl, shape.depth), self.keep, self.average, shape)

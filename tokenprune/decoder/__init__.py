@@ -1,0 +1,1 @@
+"""Pruning inside the decoder: one prefill, top to bottom."""

@@ -1,0 +1,1 @@
+"""Measuring. It imports `api`, never the reverse."""

@@ -1,0 +1,1 @@
+"""A model: its anatomy, its hooks, its ranks."""

@@ -1,0 +1,1 @@
+"""Where tokens go, how many stay, and what that saves."""

@@ -1,0 +1,139 @@
+"""Formulas: floating-point operations and KV cache of a decoder with and without pruning (arXiv 2602.17196, Eq. 15-16).
+
+`n` and `text` are token counts; FLOPs are those of the decoder's prefill (no tower, no head); KV is of visual tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import TokenpruneError, UnknownNameError, UnsupportedModelError
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a decoder, and what its prompts and vision tower are counted in.
+
+    Args:
+        depth: blocks.
+        width: hidden size d.
+        ffn: intermediate size m of the gated feed-forward.
+        heads: query heads H.
+        kv_heads: key/value heads h.
+        head_size: dh.
+        family: model type, for messages.
+        tower: blocks of the vision tower that count, and its projector; 0 if they are not known.
+        pictures: pictures, tiles or frames that make the visual tokens of a prompt.
+        cls: visual tokens that each has besides its patches.
+    """
+
+    depth: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    family: str = ""
+    tower: int = 0
+    pictures: int = 1
+    cls: int = 0
+
+    @classmethod
+    def of(cls, config: Any) -> Geometry:
+        """From a transformers config."""
+        from ..registry import registry  # which imports torch: formulas, and help texts that name shapes, need none
+
+        text = config.get_text_config()
+        vision, tower = getattr(config, "vision_config", None), None
+        with suppress(UnsupportedModelError):
+            tower = registry().adapter(config).tower()
+        blocks: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
+        heads = text.num_attention_heads
+        return cls(
+            depth=text.num_hidden_layers,
+            width=text.hidden_size,
+            ffn=text.intermediate_size,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            family=config.model_type,
+            tower=tower.features(config, blocks) + 2 if tower and blocks else 0,
+        )
+
+    def block_flops(self, n: int) -> int:
+        """One block on n tokens: `4 n^2 d + 8 n d^2 + 6 n m d` (Eq. 15), with smaller k/v projections under GQA."""
+        inner, kv = self.heads * self.head_size, self.kv_heads * self.head_size
+        projections = 2 * n * self.width * (2 * inner + 2 * kv)
+        return 4 * n * n * inner + projections + 6 * n * self.ffn * self.width
+
+    def tokens(self, plan: Mapping[int, int], visual: int) -> list[int]:
+        """Visual tokens that each block sees under a plan `{layer: kept}`; layers below 0 are of the vision tower."""
+        counts, left = [], plan.get(max((layer for layer in plan if layer < 0), default=0), visual)
+        for block in range(self.depth):
+            left = plan.get(block, left)
+            counts.append(left)
+        return counts
+
+    def prefill_flops(self, plan: Mapping[int, int], visual: int, text: int) -> int:
+        """All blocks of one prompt."""
+        return sum(self.block_flops(n + text) for n in self.tokens(plan, visual))
+
+    def flops_share(self, plan: Mapping[int, int], visual: int, text: int) -> float:
+        """FLOPs left, as a share of the unpruned prefill: 1 - R of Eq. 16."""
+        return self.prefill_flops(plan, visual, text) / self.prefill_flops({}, visual, text)
+
+    def kv_mib(self, plan: Mapping[int, int], visual: int, element_bytes: int = 2) -> float:
+        """KV cache of the visual tokens of one prompt, in MiB (2^20 bytes); fp16 unless told otherwise."""
+        per_token = 2 * self.kv_heads * self.head_size * element_bytes
+        return sum(self.tokens(plan, visual)) * per_token / MIB
+
+
+_LLAMA_7B = {"depth": 32, "width": 4096, "ffn": 11008, "heads": 32, "kv_heads": 32, "head_size": 128}
+
+SHAPES = {
+    "llava-1.5-7b": Geometry(**_LLAMA_7B, family="llava", tower=24),
+    "llava-next-7b": Geometry(**_LLAMA_7B, family="llava_next", tower=24, pictures=5),
+    "video-llava-7b": Geometry(**_LLAMA_7B, family="video_llava", tower=24, pictures=8, cls=1),
+    "qwen2.5-vl-7b": Geometry(28, 3584, 18944, 28, 4, 128, family="qwen2_5_vl", tower=33),
+}
+"""The four families' 7B models, from their published configs."""
+
+VISUAL = {"llava-1.5-7b": 576, "llava-next-7b": 2880, "video-llava-7b": 2056}
+"""Visual tokens of a prompt in published tables: a picture, NeXT's largest without newlines, a video of 8 frames."""
+
+
+def visual_tokens(shape: str) -> int:
+    """`VISUAL` of a shape; 576 where it depends on the picture."""
+    return VISUAL.get(shape, 576)
+
+
+def geometry(name: str) -> Geometry:
+    """A named shape, or the sizes in a local `config.json` (or the folder that holds one).
+
+    Raises:
+        UnknownNameError: neither a shape nor an existing file.
+        TokenpruneError: the file is no config of a model that transformers knows.
+    """
+    if name in SHAPES:
+        return SHAPES[name]
+    path = Path(name)
+    try:
+        known = path.exists()
+    except OSError:  # no path at all: too long, say
+        known = False
+    if not known:
+        raise UnknownNameError("shape", name, [*SHAPES, "path/to/config.json"])
+    from transformers import AutoConfig
+
+    try:
+        content = json.loads((path / "config.json" if path.is_dir() else path).read_text())
+        return Geometry.of(AutoConfig.for_model(**content))
+    except Exception as error:  # whatever a config class can raise
+        raise TokenpruneError(f"{path} is not the config.json of a model that transformers knows: {error}") from error

@@ -1,0 +1,172 @@
+"""From a recipe to stages: which pass drops how many tokens of each prompt at which layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from numbers import Integral
+from typing import Any
+
+from ..amounts import Budget
+from ..errors import BudgetError, LayerError, RecipeError, ScheduleError, TokenpruneError
+from ..parts.scheduler import Shape
+from ..recipe import Pass, Recipe
+from ..registry import registry
+from .cost import Geometry
+from .rescale import rescale
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What happens at one layer: which pass, and how many visual tokens each prompt has before and after.
+
+    `tower` counts the blocks of the vision tower that ran before, if that is where it happens.
+    """
+
+    work: Pass
+    before: tuple[int, ...]
+    kept: tuple[int, ...]
+    tower: int | None = None
+
+
+def plan(work: Pass, shape: Shape) -> dict[int, int]:
+    """What a pass's schedule plans, checked. Raises ScheduleError, and what `Scheduler.plan` raises."""
+    who = f"{registry().origin('scheduler', type(work.schedule))}, planning {shape.visual} visual tokens,"
+    try:
+        planned: Any = work.schedule.plan(shape)
+    except TokenpruneError:
+        raise
+    except Exception as error:
+        raise ScheduleError(f"{who} failed with {type(error).__name__}: {error}") from error
+    if not _possible(planned, shape):
+        raise ScheduleError(
+            f"{who} must give {{layer: tokens kept}} with layers from 0 to {shape.depth - 1} and counts that go down "
+            f"from {shape.visual}, got {planned!r}"
+        )
+    return {int(layer): int(kept) for layer, kept in planned.items()}
+
+
+def _possible(planned: Any, shape: Shape) -> bool:
+    if not isinstance(planned, Mapping) or not all(isinstance(n, Integral) for item in planned.items() for n in item):
+        return False
+    counts = [shape.visual, *(planned[layer] for layer in sorted(planned))]
+    return all(0 <= layer < shape.depth for layer in planned) and all(a >= b >= 0 for a, b in pairwise(counts))
+
+
+def plan_stages(
+    recipe: Recipe,
+    depth: int,
+    counts: Sequence[int],
+    ecl: int | None,
+    budget: Budget | None = None,
+    whole: Sequence[int] | None = None,
+) -> dict[int, Stage]:
+    """Every prompt's plan for the decoder (`counts` visual tokens each), by layer, without layers that drop nothing.
+
+    With a budget, each prompt's keeps are rescaled for its own number of visual tokens; `whole` says how many those
+    were before passes inside the vision tower.
+
+    Raises LayerError, BudgetError, and RecipeError if the passes do not go down the decoder in order.
+    """
+    works, plans = _put_together(recipe.name, recipe.decoder, depth, counts, ecl)
+    if budget is not None and recipe.decoder:
+        plans = [
+            rescale(planned, depth, n, budget, of)
+            for planned, n, of in zip(plans, counts, whole or counts, strict=True)
+        ]
+    return _stages(works, plans, counts)
+
+
+def plan_tower(
+    recipe: Recipe, tower: int, depth: int, counts: Sequence[int], ecl: int | None, budget: Budget | None = None
+) -> dict[int, Stage]:
+    """What the passes inside the vision tower do to pictures of `counts` tokens, by layer of the tower.
+
+    Each picture keeps one token at least: towers do not run on nothing.
+
+    With a budget, what each step drops is rescaled, so that decoder passes rescaled by the same factor meet it.
+
+    Args:
+        tower: its blocks that count, and the projector.
+        depth: decoder blocks.
+
+    Raises LayerError, BudgetError, and RecipeError if the passes do not go up the tower in order.
+    """
+    if isinstance(budget, int):
+        raise BudgetError(
+            f"a recipe with tower: vision drops tokens before it knows the prompt: give its budget as a share of the "
+            f"visual tokens, such as 1/3, got {budget} tokens"
+        )
+    try:
+        works, plans = _put_together(recipe.name, recipe.tower, tower, counts, None)
+    except LayerError as error:
+        raise LayerError(f"inside the vision tower (its last block is the projector): {error}") from error
+    if budget is not None:
+        for row, n in enumerate(counts):
+            kept = min(plans[row].values(), default=n)
+            _, (after,) = _put_together(recipe.name, recipe.decoder, depth, [kept], ecl)
+            wanted = _rescaled(kept, after, depth, n, budget)
+            share = Fraction(n - wanted, max(n - kept, 1))
+            plans[row] = {layer: n - int((n - left) * share) for layer, left in plans[row].items()}
+    plans = [{layer: max(1, left) for layer, left in planned.items()} for planned in plans]
+    return _stages(works, plans, counts)
+
+
+def plan_whole(
+    recipe: Recipe, sizes: Geometry, visual: int, ecl: int | None, budget: Budget | None = None
+) -> dict[int, int]:
+    """`{layer: visual tokens kept}` of one prompt, as far as shapes tell; layers below 0 are of the vision tower.
+
+    Raises what `plan_tower` and `plan_stages` raise.
+    """
+    plan, left = {}, visual
+    if recipe.tower:
+        if isinstance(budget, int):
+            budget = f"{min(budget, visual)}/{visual}"
+        (each, rest) = divmod(visual, sizes.pictures)
+        stages = plan_tower(recipe, sizes.tower, sizes.depth, [each - sizes.cls], ecl, budget)
+        for layer, stage in stages.items():
+            plan[layer - sizes.tower] = left = sizes.pictures * (stage.kept[0] + sizes.cls) + rest
+    stages = plan_stages(recipe, sizes.depth, [left], ecl, budget, whole=[visual])
+    return {**plan, **{layer: stage.kept[0] for layer, stage in stages.items()}}
+
+
+def _rescaled(kept: int, after: Mapping[int, int], depth: int, n: int, budget: Budget) -> int:
+    """What a tower that leaves `kept` of `n` tokens to a decoder with this plan should leave to meet the budget."""
+    plan = {0: kept, **after}  # a stage at layer 0 comes right after the tower
+    scaled = rescale({layer: count for layer, count in plan.items() if count < n}, depth, n, budget)
+    if plan[0] in (0, n):
+        return kept
+    return min(n, max(scaled.get(0, n), round(kept * scaled.get(0, n) / plan[0])))
+
+
+def _stages(works: Mapping[int, Pass], plans: Sequence[Mapping[int, int]], counts: Sequence[int]) -> dict[int, Stage]:
+    stages: dict[int, Stage] = {}
+    left = tuple(counts)
+    for layer, work in works.items():
+        kept = tuple(planned.get(layer, now) for now, planned in zip(left, plans, strict=True))
+        if kept != left:
+            stages[layer] = Stage(work, left, kept)
+            left = kept
+    return stages
+
+
+def _put_together(
+    recipe: str, passes: Sequence[Pass], depth: int, counts: Sequence[int], ecl: int | None
+) -> tuple[dict[int, Pass], list[dict[int, int]]]:
+    """The pass at each layer where some prompt drops tokens, layers ascending, and each prompt's `{layer: kept}`."""
+    works: dict[int, Pass] = {}
+    together: list[dict[int, int]] = [{} for _ in counts]
+    left = list(counts)
+    for work in passes:
+        plans = [plan(work, Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
+        for layer in sorted({layer for planned in plans for layer in planned}):
+            if works and layer <= max(works):
+                raise RecipeError(recipe, [f"two passes meet at layer {layer} of {depth}: layers must ascend"])
+            for row, planned in enumerate(plans):
+                if planned.get(layer, left[row]) < left[row]:
+                    works[layer] = work
+                    together[row][layer] = left[row] = planned[layer]
+    return works, together

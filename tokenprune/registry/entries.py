@@ -1,0 +1,95 @@
+"""What is registered, by kind and name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import RegistryError, UnknownNameError, UnsupportedModelError
+from ..parts.adapter import Adapter
+
+DISTRIBUTION = "tokenprune-mllm"
+
+GROUP = "tokenprune"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered thing."""
+
+    kind: str
+    name: str
+    thing: Any
+    distribution: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that could not be loaded, or a name of it (`part`) that is left out, and why."""
+
+    distribution: str
+    reason: str
+    part: str | None = None
+
+    def __str__(self) -> str:
+        what = f"the {self.part} of {self.distribution}" if self.part else f"the broken plugin {self.distribution}"
+        return f"{what}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything registered, by kind and name, and what of plugins is left out.
+
+    A built-in thing keeps its name whatever plugins register. A name that several plugins want is `contested`: nobody
+    has it, whatever the order of installation, so it is missing from `entries`, and asking for it is an error.
+    """
+
+    entries: dict[str, dict[str, Entry]]
+    broken: tuple[Broken, ...]
+    contested: dict[str, dict[str, tuple[Entry, ...]]]
+
+    def get(self, kind: str, name: str) -> Any:
+        """The registered thing. Raises UnknownNameError with the closest name, RegistryError if it is contested."""
+        if name in self.contested[kind]:
+            raise RegistryError(contest(f"{kind} name {name!r}", self.contested[kind][name]))
+        known = self.entries[kind]
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+        return known[name].thing
+
+    def origin(self, kind: str, thing: Any) -> str:
+        """A thing in words, for errors: its name and the distribution that brings it."""
+        for entry in self.entries[kind].values():
+            if entry.thing is thing:
+                return f"{kind} {entry.name!r} of {entry.distribution}"
+        return f"{kind} {thing.__name__!r} of module {thing.__module__}"
+
+    def adapter(self, config: Any) -> Adapter:
+        """The adapter for `config.model_type`. Raises UnsupportedModelError; RegistryError if plugins have several."""
+        model_type = getattr(config, "model_type", None)
+        found = [entry for entry in self.entries["adapter"].values() if model_type in entry.thing.model_types]
+        ours = [entry for entry in found if entry.distribution == DISTRIBUTION]
+        if len(ours or found) == 1:
+            adapter: Adapter = (ours or found)[0].thing()
+            return adapter
+        if found:
+            raise RegistryError(contest(f"model type {model_type!r}", found))
+        for name, rivals in self.contested["adapter"].items():
+            if any(model_type in entry.thing.model_types for entry in rivals):
+                self.get("adapter", name)
+        known = sorted({t for entry in self.entries["adapter"].values() for t in entry.thing.model_types})
+        raise UnsupportedModelError(
+            f"no adapter for model type {model_type!r}: supported are {', '.join(known)}. "
+            "docs/add-a-family.md shows how to add one."
+        )
+
+
+def contest(what: str, rivals: Sequence[Entry]) -> str:
+    """Why nobody has what several plugins want, and what to do."""
+    who = sorted(entry.distribution for entry in rivals)
+    many = "twice" if len(who) == 2 else f"{len(who)} times"
+    return (
+        f"the {what} is registered {many}, by {', '.join(who[:-1])} and {who[-1]}: uninstall all but one of them, or "
+        "name the plugins to load in TOKENPRUNE_PLUGINS without the others"
+    )

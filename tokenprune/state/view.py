@@ -1,0 +1,59 @@
+"""Which columns of a prompt a depth still sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .. import ops
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Which prompt columns a depth still sees. Rows that keep fewer than `k` are padded on the left (`valid` False)."""
+
+    index: Int[Tensor, "b k"]
+    valid: Bool[Tensor, "b k"]
+    lengths: tuple[int, ...]  # real columns per prompt, as Python ints: asking costs no device sync
+    span: int  # prompt columns the view was made from
+
+    @classmethod
+    def full(cls, valid: Bool[Tensor, "b s"], lengths: Sequence[int]) -> View:
+        """Every column of the prompt; `valid` is its attention mask."""
+        b, s = valid.shape
+        return cls(torch.arange(s, device=valid.device).expand(b, s), valid, tuple(lengths), s)
+
+    @property
+    def width(self) -> int:
+        return self.index.shape[1]
+
+    @property
+    def padded(self) -> bool:
+        return any(length != self.width for length in self.lengths)
+
+    def narrow(self, keep: Bool[Tensor, "b k"], lengths: Sequence[int]) -> tuple[View, Int[Tensor, "b j"]]:
+        """The view of the columns marked in `keep`, and which of this view's columns they are."""
+        local, valid = ops.compact_right(keep, max(lengths))
+        return View(self.index.gather(1, local), valid, tuple(lengths), self.span), local
+
+    def select(self, rows: Int[Tensor, "j"]) -> View:
+        """The same view for other batch rows (beam reorder, repeat, selection)."""
+        rows = rows.to(self.index.device)
+        lengths = tuple(self.lengths[i] for i in rows.tolist())
+        return View(self.index[rows], self.valid[rows], lengths, self.span)
+
+    def shorten(self, columns: int) -> View:
+        """The view without the last columns of its prompt, which every row sees."""
+        lengths = tuple(length - columns for length in self.lengths)
+        return View(self.index[:, :-columns], self.valid[:, :-columns], lengths, self.span - columns)
+
+    def to(self, device: torch.device) -> View:
+        return View(self.index.to(device), self.valid.to(device), self.lengths, self.span)

@@ -1,0 +1,1 @@
+"""Pruning inside the vision tower, and reading its states."""
