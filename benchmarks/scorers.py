@@ -26,7 +26,7 @@ from tokenprune import Scorer, Seen
 from tokenprune.errors import TokenpruneError
 from tokenprune.outputs import write_json
 from tokenprune.registry import registry
-from tokenprune.seen.vision import Tower
+from tokenprune.seen.vision import Vision
 
 IMAGE, VISUAL = 5, 576
 SIZES = {576: 192, 2880: 640}
@@ -80,7 +80,7 @@ def shown(n: int, keep: int, text: int, width: int, head: int, dtype: torch.dtyp
     given = {name: rand(heads, p, head) for name in ("queries", "keys", "values")}
     tower = {"cls_attention": rand(n).softmax(0), "received": rand(n).exp(), "keys": rand(n, head)}
     places = torch.cartesian_prod(*(torch.arange(size, device=device) for size in (n // VISUAL, 24, 24)))
-    pictures = Tower.of(places, features=rand(n, width), **tower)
+    pictures = Vision.of(places, features=rand(n, width), **tower)
     states, embeddings = rand(p, width), rand(p, width)
     visual = torch.arange(5, 5 + n, device=device)
     angles = torch.arange(p, device=device)[:, None] * 10000.0 ** (-torch.arange(0, head, 2, device=device) / head)
@@ -104,7 +104,7 @@ def shown(n: int, keep: int, text: int, width: int, head: int, dtype: torch.dtyp
         scaling=head**-0.5,
         norm=lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]),
         embedded=lambda: (embeddings, visual),
-        look=lambda: Tower(pictures.places, pictures.read),
+        look=lambda: Vision(pictures.places, pictures.read),
     )
 
 
@@ -135,7 +135,7 @@ def main() -> None:
         prefill[n] = median_ms(lambda inputs=inputs: model(**inputs, logits_to_keep=1), min(args.times, 3))
     rows: dict[str, dict[str, float]] = {}
     found = registry().entries["scorer"].items()
-    scorers = {name: entry.thing for name, entry in found if issubclass(entry.thing, Scorer)}
+    scorers = {name: entry.part for name, entry in found if issubclass(entry.part, Scorer)}
     for name in track(args.only or scorers, description="scorers", console=Console(stderr=True)):
         rows[name] = {}
         for n, keep in SIZES.items():

@@ -81,17 +81,17 @@ def plugins() -> str:
     for kind in KINDS:
         for entry in registry().entries[kind].values():
             if kind != "recipe" and entry.distribution != DISTRIBUTION:
-                parts.append(f"### {kind} `{entry.name}`\n\n{_summary(entry.thing)} ({entry.distribution})\n")
+                parts.append(f"### {kind} `{entry.name}`\n\n{_summary(entry.part)} ({entry.distribution})\n")
                 if settings := _settings(entry):
                     parts.append(f"Settings: {settings}.\n")
     return "\n".join(parts)
 
 
 def _settings(entry: Entry) -> str:
-    if dataclasses.is_dataclass(entry.thing):
-        found = {field.name: (field.default, dataclasses.MISSING) for field in dataclasses.fields(entry.thing)}
+    if dataclasses.is_dataclass(entry.part):
+        found = {field.name: (field.default, dataclasses.MISSING) for field in dataclasses.fields(entry.part)}
     elif entry.kind == "calibration":
-        every = list(inspect.signature(entry.thing).parameters.values())[2:]
+        every = list(inspect.signature(entry.part).parameters.values())[2:]
         found = {one.name: (one.default, inspect.Parameter.empty) for one in every}
     else:
         return ""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .errors import TokenpruneError
     from .parts.adapter import Adapter
     from .parts.merger import Merger
-    from .parts.scheduler import Calibration, Scheduler, Shape
-    from .parts.scorer import Scorer, TowerScorer
+    from .parts.scheduler import Calibration, PlanInput, Scheduler
+    from .parts.scorer import Scorer, VisionScorer
     from .recipe import Pass, Recipe
     from .registry.hookspecs import hookimpl
     from .seen.pictures import Pictures, Ranking
@@ -32,15 +32,15 @@ __all__ = [
     "Merger",
     "Pass",
     "Pictures",
+    "PlanInput",
     "Pruning",
     "Ranking",
     "Recipe",
     "Scheduler",
     "Scorer",
     "Seen",
-    "Shape",
     "TokenpruneError",
-    "TowerScorer",
+    "VisionScorer",
     "attach",
     "hookimpl",
     "prune",
@@ -50,8 +50,8 @@ _WHERE = {
     "errors": ("TokenpruneError",),
     "parts.adapter": ("Adapter",),
     "parts.merger": ("Merger",),
-    "parts.scheduler": ("Calibration", "Scheduler", "Shape"),
-    "parts.scorer": ("Scorer", "TowerScorer"),
+    "parts.scheduler": ("Calibration", "PlanInput", "Scheduler"),
+    "parts.scorer": ("Scorer", "VisionScorer"),
     "recipe": ("Pass", "Recipe"),
     "registry.hookspecs": ("hookimpl",),
     "seen.pictures": ("Pictures", "Ranking"),

@@ -16,13 +16,13 @@ from . import __version__, outputs
 from .amounts import Budget, checked
 from .decoder.forward import Pruner
 from .errors import TokenpruneError, UnsupportedModelError
-from .plan.cost import Geometry
+from .plan.cost import DecoderSize
 from .recipe import RecipeLike, load
 from .registry import registry
 from .show import html as page
 from .show import overlay as drawing
 from .show.report import Report, report
-from .state.prompt import PromptState
+from .state.prompt import Prompt
 
 NOTHING = "nothing was dropped yet: run the model on a picture inside the block first, with a recipe that drops tokens"
 
@@ -55,7 +55,7 @@ class Pruning:
         self._pruner.remove()
 
     @property
-    def state(self) -> PromptState | None:
+    def state(self) -> Prompt | None:
         """The last prompt batch: `.views` (`{layer: View}`), `.visual`; None before the first one with pictures."""
         return self._pruner.state
 
@@ -83,7 +83,7 @@ class Pruning:
             answer: what the model said, for the file.
         """
         dtype = next(self._pruner.base.parameters()).dtype
-        made = report(self.state, Geometry.of(self._pruner.config), dtype.itemsize)
+        made = report(self.state, DecoderSize.of(self._pruner.config), dtype.itemsize)
         if html is not None:
             figures = [
                 page.Figure("as shown" if len(pictures) == 1 else f"picture {number}", drawing.original(shown))
@@ -97,7 +97,7 @@ class Pruning:
                     )  # fmt: skip
                     name = "" if len(pictures) == 1 else f"picture {number}: "
                     figures.append(page.Figure(f"{name}kept (dropped: dark)", drawn(), at))
-                    if stage.tower is None:
+                    if stage.vision_layer is None:
                         scale = drawing.span(self.state.scores[stage.layer][prompt])  # type: ignore[union-attr]
                         figures.append(page.Figure(f"{name}scores", drawn(scores=True), at, scale))
             text = self._text(processor, prompt) if question is None else question
@@ -115,7 +115,7 @@ class Pruning:
         if state is None or not hasattr(reader, "decode"):
             return None
         _one_of("prompt", prompt, range(len(state.ids)))
-        columns = state.everything.index[prompt][state.everything.valid[prompt]].to(state.ids.device)
+        columns = state.full_view.index[prompt][state.full_view.valid[prompt]].to(state.ids.device)
         columns = columns[columns < state.ids.shape[1] - state.drafts]
         ids = state.ids[prompt][columns][~state.visual[prompt][columns]]
         if bool((ids < 0).any()):  # embeddings alone were given

@@ -26,12 +26,12 @@ from tokenprune.decoder import forward as engine
 from tokenprune.lab.loading import load_model
 from tokenprune.lab.pico.task import Task
 from tokenprune.outputs import write_json
-from tokenprune.vision.forward import TowerPruner
+from tokenprune.vision.forward import VisionPruner
 
 RECIPES, BUDGETS = ("tome", "folder", "evoprune"), ("1/2", "2/9")
 
 
-class InBlock(TowerPruner):
+class InBlock(VisionPruner):
     """Prunes what a block's attention gave, and computes the block's MLP on what is left."""
 
     def _watch(self, run: Any, block: Any, call: Any) -> None:
@@ -52,11 +52,11 @@ class InBlock(TowerPruner):
 @contextmanager
 def inside_blocks() -> Iterator[None]:
     """Every tower pass in here merges inside its blocks."""
-    engine.TowerPruner = InBlock  # type: ignore[misc]
+    engine.VisionPruner = InBlock  # type: ignore[misc]
     try:
         yield
     finally:
-        engine.TowerPruner = TowerPruner  # type: ignore[misc]
+        engine.VisionPruner = VisionPruner  # type: ignore[misc]
 
 
 def compare(task: Task, recipe: str, budget: str, seed: int) -> dict[str, Any]:

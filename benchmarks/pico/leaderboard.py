@@ -71,7 +71,7 @@ def to_measure(recipes: Sequence[str] | None, budgets: Sequence[str], before: Co
     names = list(recipes or names)
     if not names and before:
         return []
-    against = [RANDOM, IN_TOWER] if any(load(name).tower for name in names) else [RANDOM]
+    against = [RANDOM, IN_TOWER] if any(load(name).vision_passes for name in names) else [RANDOM]
     return [(None, None), *((name, budget) for name in dict.fromkeys([*names, *against]) for budget in budgets)]
 
 

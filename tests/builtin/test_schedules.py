@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tokenprune.amounts import kept_for_average, resolve_budget, resolve_layer
 from tokenprune.builtin.schedules import Ecl, Fixed, Pyramid, Spread, Table
 from tokenprune.errors import BudgetError, LayerError
-from tokenprune.parts.scheduler import Scheduler, Shape
+from tokenprune.parts.scheduler import PlanInput, Scheduler
 
-LLAVA = Shape(depth=32, visual=576, ecl=2)
+LLAVA = PlanInput(depth=32, visual=576, ecl=2)
 THREE = ("8/32", "16/32", "24/32")
 
 
-def mean(plan: dict[int, int], shape: Shape) -> Fraction:
+def mean(plan: dict[int, int], shape: PlanInput) -> Fraction:
     """Visual tokens per block, block by block."""
     counts, left = [], shape.visual
     for block in range(shape.depth):
@@ -48,18 +48,18 @@ def test_an_average_is_never_exceeded_and_one_token_more_would(average: int, lay
     assert mean({layer: plan[layer] + 1}, LLAVA) > average
 
 
-UNREACHABLE: list[tuple[Any, Shape]] = [
-    (lambda average: Fixed(layer=5, average=average), Shape(32, 576)),
-    (lambda average: Fixed(layer="16/32", average=average), Shape(28, 100)),
-    (lambda average: Fixed(layer=1, average=average), Shape(3, 7)),
-    (lambda average: Ecl(average=average), Shape(32, 577, ecl=3)),
-    (lambda average: Pyramid(layers=THREE, average=average), Shape(32, 576)),
-    (lambda average: Pyramid(layers=(1, 2), average=average), Shape(3, 100)),
+UNREACHABLE: list[tuple[Any, PlanInput]] = [
+    (lambda average: Fixed(layer=5, average=average), PlanInput(32, 576)),
+    (lambda average: Fixed(layer="16/32", average=average), PlanInput(28, 100)),
+    (lambda average: Fixed(layer=1, average=average), PlanInput(3, 7)),
+    (lambda average: Ecl(average=average), PlanInput(32, 577, ecl=3)),
+    (lambda average: Pyramid(layers=THREE, average=average), PlanInput(32, 576)),
+    (lambda average: Pyramid(layers=(1, 2), average=average), PlanInput(3, 100)),
 ]
 
 
 @pytest.mark.parametrize(("make", "shape"), UNREACHABLE)
-def test_an_unreachable_average_names_the_smallest_reachable_one(make: Any, shape: Shape) -> None:
+def test_an_unreachable_average_names_the_smallest_reachable_one(make: Any, shape: PlanInput) -> None:
     """The one it names works; one less does not; nothing is kept by it beyond what the depth allows."""
     with pytest.raises(BudgetError, match="average 0 cannot be reached") as caught:
         make(0).plan(shape)
@@ -87,7 +87,7 @@ def test_an_average_that_every_token_meets_prunes_nothing() -> None:
     [(192, 576, 192), (0.25, 576, 144), ("1/3", 576, 192), ("284/576", 576, 284), (0.5, 5, 3), (0, 576, 0), (1, 9, 1)],
 )
 def test_keep_is_tokens_if_an_int_and_a_share_otherwise(keep: Any, visual: int, kept: int) -> None:
-    assert Fixed(layer=2, keep=keep).plan(Shape(32, visual)) == {2: kept}
+    assert Fixed(layer=2, keep=keep).plan(PlanInput(32, visual)) == {2: kept}
 
 
 @pytest.mark.parametrize("visual", [50, 90, 100, 576, 1000])
@@ -119,14 +119,14 @@ def test_keeping_nothing_drops_every_token(keep: Any) -> None:
 def test_layers_are_counts_or_fractions_of_the_depth(layer: Any, depth: int, count: int) -> None:
     """Fractions round to the nearest block, half up: 17.5 -> 18."""
     assert resolve_layer(layer, depth) == count
-    assert Fixed(layer=layer, keep=0).plan(Shape(depth, 9)) == {count: 0}
+    assert Fixed(layer=layer, keep=0).plan(PlanInput(depth, 9)) == {count: 0}
 
 
 @pytest.mark.parametrize("visual", [0, 1, 576])
 @pytest.mark.parametrize("schedule", [Fixed(layer=28, keep=3), Pyramid(layers=(1, 99), ratio=0.5), Ecl(average=1)])
 def test_layers_beyond_the_depth_are_refused_for_every_prompt(schedule: Scheduler, visual: int) -> None:
     with pytest.raises(LayerError, match="this model has 28 blocks, use 0 to 27"):
-        schedule.plan(Shape(28, visual, ecl=28))
+        schedule.plan(PlanInput(28, visual, ecl=28))
 
 
 @pytest.mark.parametrize("layer", [-1, "-1/3", "32/32", "33/32", "1/0", "2", "0.5", "x/y", ""])
@@ -157,14 +157,14 @@ def test_exactly_one_budget_must_be_given(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("layer", [1, 2, 31])
 def test_ecl_prunes_where_the_shape_says(layer: int) -> None:
-    assert Ecl(keep=100).plan(Shape(32, 576, ecl=layer)) == {layer: 100}
+    assert Ecl(keep=100).plan(PlanInput(32, 576, ecl=layer)) == {layer: 100}
 
 
 def test_an_unknown_ecl_is_an_error_that_says_what_to_do() -> None:
     assert Ecl.needs_ecl
     assert not Fixed.needs_ecl
     with pytest.raises(LayerError, match="tokenprune calibrate"):
-        Ecl(keep=3).plan(Shape(32, 576))
+        Ecl(keep=3).plan(PlanInput(32, 576))
 
 
 # -- pyramids --------------------------------------------------------------------------------------------------------
@@ -180,8 +180,8 @@ def test_pyramid_of_the_paper(layers: Any) -> None:
 
 def test_pyramid_counts_floor_the_ratio_as_written() -> None:
     """0.1 ** 2 of 100 is 1, and 0.7 ** 2 of 100 is 49, whatever binary floats make of it."""
-    assert Pyramid(layers=(1, 2), ratio=0.1).plan(Shape(6, 100)) == {1: 10, 2: 1}
-    assert Pyramid(layers=(1, 2), ratio=0.7).plan(Shape(6, 100)) == {1: 70, 2: 49}
+    assert Pyramid(layers=(1, 2), ratio=0.1).plan(PlanInput(6, 100)) == {1: 10, 2: 1}
+    assert Pyramid(layers=(1, 2), ratio=0.7).plan(PlanInput(6, 100)) == {1: 70, 2: 49}
 
 
 @pytest.mark.parametrize(("keep", "last"), [(72, 72), ("1/8", 72), (0, 0), (575, 575), (1, 1)])
@@ -202,7 +202,7 @@ def test_pyramid_ratio_zero_drops_all_and_one_drops_none(ratio: float) -> None:
 def test_pyramid_layers_must_ascend_on_this_model(layers: Any) -> None:
     """Two fractions may fall on the same block of a shallow model."""
     with pytest.raises(LayerError, match="must ascend"):
-        Pyramid(layers=layers, ratio=0.5).plan(Shape(32 if 16 in layers else 6, 576))
+        Pyramid(layers=layers, ratio=0.5).plan(PlanInput(32 if 16 in layers else 6, 576))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def root_floor(power: int, value: int, unit: int) -> int:
     return low
 
 
-def largest_pyramid(layers: tuple[int, ...], shape: Shape, average: int) -> int:
+def largest_pyramid(layers: tuple[int, ...], shape: PlanInput, average: int) -> int:
     """Tokens over all blocks under the largest ratio that stays within the average, by trying every ratio at which a
     count changes: (k / n) ** (1 / a), whose counts are floor(n * (k / n) ** (b / a)), in integers.
     """
@@ -248,14 +248,14 @@ def largest_pyramid(layers: tuple[int, ...], shape: Shape, average: int) -> int:
 @pytest.mark.parametrize(
     ("layers", "shape", "averages"),
     [
-        ((8, 16, 24), Shape(32, 576), (144, 192, 270, 400, 576)),
-        ((2, 4), Shape(6, 36), (12, 15, 20, 27, 35)),
-        ((0, 3), Shape(6, 25), (0, 1, 10, 24)),
-        ((1,), Shape(6, 16), (3, 9, 16)),
+        ((8, 16, 24), PlanInput(32, 576), (144, 192, 270, 400, 576)),
+        ((2, 4), PlanInput(6, 36), (12, 15, 20, 27, 35)),
+        ((0, 3), PlanInput(6, 25), (0, 1, 10, 24)),
+        ((1,), PlanInput(6, 16), (3, 9, 16)),
     ],
 )
 def test_pyramid_average_is_never_exceeded_and_maximal(
-    layers: tuple[int, ...], shape: Shape, averages: tuple[int, ...]
+    layers: tuple[int, ...], shape: PlanInput, averages: tuple[int, ...]
 ) -> None:
     for average in averages:
         plan = Pyramid(layers=layers, average=average).plan(shape)
@@ -270,15 +270,15 @@ def test_pyramid_average_is_never_exceeded_and_maximal(
 def test_a_table_keeps_what_it_says() -> None:
     table = Table(layers=("3/32", "7/32", 16), keep=(309, "204/576", 0.2))
     assert table.plan(LLAVA) == {3: 309, 7: 204, 16: 115}
-    assert table.plan(Shape(32, 250)) == {7: 89, 16: 50}
+    assert table.plan(PlanInput(32, 250)) == {7: 89, 16: 50}
 
 
 def test_steps_of_a_table_that_meet_in_a_shallow_model_are_one() -> None:
     """A fraction above zero lets one block run at least, and leaves one."""
     table = Table(layers=("1/32", "2/32", "15/32", "31/32"), keep=(9, 8, 7, 6))
-    assert table.plan(Shape(6, 10)) == {1: 8, 3: 7, 5: 6}
-    assert table.plan(Shape(32, 10)) == {1: 9, 2: 8, 15: 7, 31: 6}
-    assert Table(layers=("0/32",), keep=(9,)).plan(Shape(6, 10)) == {0: 9}
+    assert table.plan(PlanInput(6, 10)) == {1: 8, 3: 7, 5: 6}
+    assert table.plan(PlanInput(32, 10)) == {1: 9, 2: 8, 15: 7, 31: 6}
+    assert Table(layers=("0/32",), keep=(9,)).plan(PlanInput(6, 10)) == {0: 9}
 
 
 def test_a_table_that_makes_no_sense_is_refused() -> None:
@@ -286,14 +286,14 @@ def test_a_table_that_makes_no_sense_is_refused() -> None:
         with pytest.raises(ValueError, match=r"as many budgets|layer must|a budget"):
             Table(layers=layers, keep=keep)
     with pytest.raises(LayerError, match="must ascend"):
-        Table(layers=(3, 2), keep=(9, 8)).plan(Shape(6, 10))
+        Table(layers=(3, 2), keep=(9, 8)).plan(PlanInput(6, 10))
     with pytest.raises(LayerError, match="does not exist"):
-        Table(layers=(6,), keep=(9,)).plan(Shape(6, 10))
+        Table(layers=(6,), keep=(9,)).plan(PlanInput(6, 10))
 
 
 # -- spread ----------------------------------------------------------------------------------------------------------
 
-CLIP = Shape(24, 576)  # 23 blocks and the projector
+CLIP = PlanInput(24, 576)  # 23 blocks and the projector
 
 
 @pytest.mark.parametrize(
@@ -319,10 +319,10 @@ def test_spread_ends_at_its_budget_exactly(settings: dict[str, Any], layers: lis
 
 def test_spread_rounds_what_is_gone_down() -> None:
     """30 tokens over 4 steps: 7.5, 15, 22.5, 30 are gone."""
-    assert Spread(keep=10, strategy="mean").plan(Shape(5, 40)) == {1: 33, 2: 25, 3: 18, 4: 10}
-    assert Spread(keep=10, strategy="increasing").plan(Shape(5, 40)) == {1: 37, 2: 31, 3: 22, 4: 10}
-    assert Spread(keep=10, strategy="decreasing").plan(Shape(5, 40)) == {1: 28, 2: 19, 3: 13, 4: 10}
-    assert Spread(keep=38, strategy="mean").plan(Shape(5, 40)) == {2: 39, 4: 38}
+    assert Spread(keep=10, strategy="mean").plan(PlanInput(5, 40)) == {1: 33, 2: 25, 3: 18, 4: 10}
+    assert Spread(keep=10, strategy="increasing").plan(PlanInput(5, 40)) == {1: 37, 2: 31, 3: 22, 4: 10}
+    assert Spread(keep=10, strategy="decreasing").plan(PlanInput(5, 40)) == {1: 28, 2: 19, 3: 13, 4: 10}
+    assert Spread(keep=38, strategy="mean").plan(PlanInput(5, 40)) == {2: 39, 4: 38}
 
 
 @given(visual=st.integers(0, 600), depth=st.integers(2, 40), keep=st.floats(0, 1), alpha=st.floats(0, 100))
@@ -330,7 +330,7 @@ def test_spread_rounds_what_is_gone_down() -> None:
 def test_spread_steps_differ_by_their_weights_alone(
     strategy: Any, visual: int, depth: int, keep: float, alpha: float
 ) -> None:
-    plan = Spread(keep=keep, strategy=strategy, alpha=alpha).plan(Shape(depth, visual))
+    plan = Spread(keep=keep, strategy=strategy, alpha=alpha).plan(PlanInput(depth, visual))
     last = resolve_budget(keep, visual)
     assert min(plan.values(), default=visual) == last
     steps = [before - after for before, after in pairwise([visual, *plan.values()])]
@@ -342,7 +342,7 @@ def test_spread_steps_differ_by_their_weights_alone(
 def test_spread_removes_r_and_at_most_half() -> None:
     """ToMe's r: 16 of 576 over 23 blocks leave 208; r of 100 of 9 tokens halves them."""
     assert Spread(remove=16, strategy="mean").plan(CLIP)[23] == 576 - 23 * 16
-    assert Spread(remove=100, strategy="mean").plan(Shape(4, 9)) == {1: 5, 2: 3, 3: 2}
+    assert Spread(remove=100, strategy="mean").plan(PlanInput(4, 9)) == {1: 5, 2: 3, 3: 2}
     assert Spread(remove=0).plan(CLIP) == {}
 
 
@@ -366,6 +366,6 @@ def test_spread_refuses_what_makes_no_sense(settings: dict[str, Any], expected: 
 
 def test_spread_needs_room_for_its_steps() -> None:
     with pytest.raises(LayerError, match="spread over 5 blocks: 3 steps are there"):
-        Spread(keep=3, strategy="first", blocks=5).plan(Shape(4, 9))
+        Spread(keep=3, strategy="first", blocks=5).plan(PlanInput(4, 9))
     with pytest.raises(LayerError, match="this depth is 1"):
-        Spread(keep=3).plan(Shape(1, 9))
+        Spread(keep=3).plan(PlanInput(1, 9))

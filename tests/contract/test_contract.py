@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenprune import Scheduler, Scorer, Seen, Shape
+from tokenprune import PlanInput, Scheduler, Scorer, Seen
 from tokenprune.builtin.scorers.random import Random
 from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_scorer, test_tower_scorer
 from tokenprune.contract.cases import Merging
@@ -20,7 +20,7 @@ from tokenprune.contract.families import Family, shipped
 from tokenprune.errors import LayerError
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.families.towers import ClipTower
-from tokenprune.parts.scorer import TowerScorer
+from tokenprune.parts.scorer import VisionScorer
 from tokenprune.registry import Entry, registry
 from tokenprune.seen.pictures import Pictures, Ranking
 
@@ -46,11 +46,11 @@ NAMED = {settings["name"] for settings in SCHEDULES}
 
 
 class TestEveryScorer(test_scorer.TestScorer):
-    parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.thing, Scorer))
+    parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.part, Scorer))
 
 
-class TestEveryTowerScorer(test_tower_scorer.TestTowerScorer):
-    parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.thing, TowerScorer))
+class TestEveryTowerScorer(test_tower_scorer.TestVisionScorer):
+    parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.part, VisionScorer))
 
 
 class TestEverySchedule(test_scheduler.TestScheduler):
@@ -185,7 +185,7 @@ def test_a_faulty_scorer_is_found(fault: str) -> None:
 
 
 @dataclass(frozen=True)
-class FaultyInTower(TowerScorer):
+class FaultyInTower(VisionScorer):
     """Keeps the tokens with the longest keys, and does one thing wrong."""
 
     fault: str = ""
@@ -238,12 +238,12 @@ IN_TOWER = {
 
 
 def test_a_tower_scorer_that_is_fine_passes() -> None:
-    assert run(test_tower_scorer.TestTowerScorer, FaultyInTower()) == set()
+    assert run(test_tower_scorer.TestVisionScorer, FaultyInTower()) == set()
 
 
 @pytest.mark.parametrize("fault", IN_TOWER)
 def test_a_faulty_tower_scorer_is_found(fault: str) -> None:
-    failed = run(test_tower_scorer.TestTowerScorer, FaultyInTower(fault))
+    failed = run(test_tower_scorer.TestVisionScorer, FaultyInTower(fault))
     assert any(IN_TOWER[fault] in name for name in failed), failed
     assert "test_its_settings_are_a_value" not in failed
 
@@ -265,21 +265,21 @@ def test_undeclared_equivariance_is_not_asked_for() -> None:
 class Plans(Scheduler):
     how: str
 
-    def plan(self, shape: Shape) -> Any:
+    def plan(self, shape: PlanInput) -> Any:
         return PLANS[self.how](shape)
 
 
-def half(shape: Shape) -> dict[int, int]:
+def half(shape: PlanInput) -> dict[int, int]:
     return {shape.depth // 2: shape.visual // 2} if shape.visual else {}
 
 
-def late(shape: Shape) -> dict[int, int]:
+def late(shape: PlanInput) -> dict[int, int]:
     if shape.visual > 3:
         raise LayerError("no such layer")
     return {}
 
 
-PLANS: dict[str, Callable[[Shape], Any]] = {
+PLANS: dict[str, Callable[[PlanInput], Any]] = {
     "fine": half,
     "keeps all": lambda shape: {shape.depth // 2: shape.visual},
     "grows": lambda shape: {0: 1, shape.depth - 1: 2} if shape.visual > 2 else {},

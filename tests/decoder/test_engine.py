@@ -18,7 +18,7 @@ from transformers import DynamicCache, TextIteratorStreamer
 
 import tokenprune
 from tokenprune.errors import AlreadyPrunedError, LayerError, PromptError, ScorerError, UnsupportedModelError
-from tokenprune.parts.scorer import TowerScorer
+from tokenprune.parts.scorer import VisionScorer
 from tokenprune.seen.pictures import Pictures, Ranking
 
 MIXTURE = {"prune": RECIPES["mixture"]}
@@ -165,7 +165,7 @@ def test_embeddings_that_hold_pictures_already_are_refused() -> None:
 
 
 @dataclass(frozen=True)
-class Leading(TowerScorer):
+class Leading(VisionScorer):
     """Keeps the first tokens of a picture, or its last."""
 
     last: bool = False
@@ -177,10 +177,10 @@ class Leading(TowerScorer):
 @pytest.mark.refused("Inside the vision tower", "dropping the last token of a prompt that ends with its picture")
 @pytest.mark.parametrize("last", [False, True])
 def test_a_tower_that_drops_what_answers_is_refused(last: bool) -> None:
-    work = {"tower": "vision", "scorer": Leading(last), "schedule": {"name": "fixed", "layer": 1, "keep": 0.5}}
+    step = {"tower": "vision", "scorer": Leading(last), "schedule": {"name": "fixed", "layer": 1, "keep": 0.5}}
     lm = model("llava")
     refused = pytest.raises(PromptError, match="dropped the last of its tokens, from which the answer is read")
-    with torch.no_grad(), tokenprune.prune(lm, {"prune": [work]}):
+    with torch.no_grad(), tokenprune.prune(lm, {"prune": [step]}):
         with nullcontext() if last else refused:
             assert lm(**inputs("llava", [(1, (3, "image"))])).logits[:, -1].any()
         assert lm(**inputs("llava", ONE)).logits[:, -1].any()

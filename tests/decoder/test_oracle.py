@@ -11,7 +11,7 @@ from masking import hidden_by_mask
 from oracle import ATTENTIONS, ENDING, RECIPES, check_oracle, close, numbered_anew
 
 import tokenprune
-from tokenprune.state.prompt import PromptState
+from tokenprune.state.prompt import Prompt as PromptState
 
 
 @pytest.mark.works("Inputs", "batches: one prompt, left-padded, ragged with unequal numbers of pictures")
@@ -44,7 +44,7 @@ def test_pruning_equals_masking_where_a_picture_ends_the_prompt(family: str, bat
     assert [text == 0 for text in state.question] == [segments[-1] == "image" for _, segments in prompts]
     for stage, view in zip(state.stages.values(), state.views.values(), strict=True):
         gone = [n - kept for n, kept in zip(state.counts, stage.kept, strict=True)]
-        assert list(view.lengths) == [n - few for n, few in zip(state.everything.lengths, gone, strict=True)]
+        assert list(view.lengths) == [n - few for n, few in zip(state.full_view.lengths, gone, strict=True)]
         assert view.valid.sum(1).tolist() == list(view.lengths)
 
 

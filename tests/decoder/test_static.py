@@ -15,7 +15,7 @@ from transformers import CompileConfig, StaticCache
 
 import tokenprune
 from tokenprune.errors import PromptError
-from tokenprune.state.prompt import PromptState
+from tokenprune.state.prompt import Prompt as PromptState
 
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 PLANS: dict[str, Any] = {

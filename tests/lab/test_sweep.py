@@ -56,7 +56,7 @@ def test_all_combinations_in_the_order_given() -> None:
 def test_scorers_layers_and_budgets_mix() -> None:
     found = combinations(["fastv"], ["prune.0.scorer=entropy,random", "prune.0.schedule.layer=1,2"])[1:]
     built = [load(str(one.recipe), *one.settings).passes[0] for one in found]
-    assert [(type(work.scorer).__name__, work.schedule.layer) for work in built] == [  # type: ignore[attr-defined]
+    assert [(type(step.scorer).__name__, step.schedule.layer) for step in built] == [  # type: ignore[attr-defined]
         ("Entropy", 1), ("Entropy", 2), ("Random", 1), ("Random", 2),
     ]  # fmt: skip
     assert [one.name for one in found][:2] == ["fastv scorer=entropy layer=1", "fastv scorer=entropy layer=2"]
@@ -80,8 +80,8 @@ def test_faults_of_all_combinations_are_said_at_once() -> None:
 
 
 def test_a_layer_said_takes_the_place_of_the_collapse_layer() -> None:
-    work = load("entropyprune", "prune.0.schedule.layer=5").passes[0]
-    assert work.schedule == Fixed(layer=5, keep=load("entropyprune").passes[0].schedule.keep)  # type: ignore[attr-defined]
+    step = load("entropyprune", "prune.0.schedule.layer=5").passes[0]
+    assert step.schedule == Fixed(layer=5, keep=load("entropyprune").passes[0].schedule.keep)  # type: ignore[attr-defined]
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ def test_a_row_that_cannot_be_read_is_made_anew(tmp_path: Path) -> None:
 
 def test_combinations_that_build_the_same_are_one_row(tmp_path: Path) -> None:
     """Under the name that came first; a count is no share, and another recipe no other name of this one."""
-    work = "{scorer: random, schedule: {name: fixed, layer: 2, keep: 1}}"
-    (tmp_path / "mine.yaml").write_text(f"prune: [{work}]\n")
+    step = "{scorer: random, schedule: {name: fixed, layer: 2, keep: 1}}"
+    (tmp_path / "mine.yaml").write_text(f"prune: [{step}]\n")
     mine = str(tmp_path / "mine.yaml")
     keeps = "prune.0.schedule.keep=0.5,0.50,5.0e-1,1,1.0"
     found = combinations([mine, mine, "fastv", "fastv"], [keeps], "1/2,0.5,2/4,1,1.0,1/1")

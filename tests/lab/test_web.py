@@ -243,7 +243,7 @@ def test_stages_inside_the_vision_tower(pico: Loaded) -> None:
     """Nobody keeps their scores; the layer that can be moved is the decoder's."""
     recipe = {"name": "both", "prune": [IN_TOWER, DEEP]}
     made = web.compare(pico, SCENE.picture, QUESTION.text, recipe, "prune.1.schedule.layer=5")
-    assert [stage.tower is None for stage in made.stages] == [False] * (len(made.stages) - 1) + [True]
+    assert [stage.vision_layer is None for stage in made.stages] == [False] * (len(made.stages) - 1) + [True]
     assert len(made.stages) > 1
     assert [caption for _, caption in made.figures][-3:] == [
         f"{made.stages[-2].where}: {made.stages[-2].kept[0]} left", "layer 5: 9 left", "layer 5: scores",

@@ -185,10 +185,10 @@ def test_the_engines_own_errors_pass_as_they_are(said: str, part: str, monkeypat
     error, message = OURS[said]
     monkeypatch.setitem(MERGED, "asks", lambda hidden, kept, seen: SCORES[said](seen))
     monkeypatch.setitem(registry().entries["merger"], "asks", Entry("merger", "asks", MERGED["asks"], "stranger"))
-    work: dict[str, Any] = {"scorer": {"name": "faulty", "how": said}}
+    step: dict[str, Any] = {"scorer": {"name": "faulty", "how": said}}
     if part == "merger":
-        work = {"scorer": "diversity", "merge": "asks"}
-    recipe = {"prune": [{**work, "schedule": {"name": "fixed", "layer": 2, "keep": 3}}]}
+        step = {"scorer": "diversity", "merge": "asks"}
+    recipe = {"prune": [{**step, "schedule": {"name": "fixed", "layer": 2, "keep": 3}}]}
     name = "scorer 'faulty'" if part == "scorer" else "merger 'asks'"
     for _ in range(2):
         with pytest.raises(error) as caught, tokenprune.prune(model("llava"), recipe):

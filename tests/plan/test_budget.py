@@ -318,7 +318,7 @@ def test_every_recipe_meets_one_budget(name: str, budget: Any) -> None:
 
 def test_all_passes_scale_by_the_same_factor() -> None:
     stages = plan_stages(load("divprune-random"), 32, [576], None, 96)
-    assert {layer: (type(stage.work.scorer).__name__, stage.kept) for layer, stage in stages.items()} == {
+    assert {layer: (type(stage.step.scorer).__name__, stage.kept) for layer, stage in stages.items()} == {
         0: ("Diversity", (142,)),
         20: ("Random", (19,)),
     }

@@ -14,8 +14,8 @@ from families import BATCHES, FAMILIES, inputs, model
 import tokenprune
 from tokenprune.builtin.schedules import Fixed
 from tokenprune.errors import TokenpruneError, UnknownNameError
-from tokenprune.parts.scheduler import Shape
-from tokenprune.plan.cost import SHAPES, Geometry, geometry
+from tokenprune.parts.scheduler import PlanInput
+from tokenprune.plan.cost import SHAPES, DecoderSize, geometry
 
 LLAVA = SHAPES["llava-1.5-7b"]
 TEXT = 96  # tokens; gives the published percentages
@@ -24,7 +24,7 @@ TEXT = 96  # tokens; gives the published percentages
 @pytest.mark.parametrize(("average", "share", "kv"), [(192, 42.2, 95.8), (128, 32.8, 63.9)])
 def test_table_5_of_the_paper(average: int, share: float, kv: float) -> None:
     """Table 5 prints 42.3 and 32.7 % of the FLOPs: a rounding away, with an unknown text length."""
-    plan = Fixed(layer=2, average=average).plan(Shape(32, 576))
+    plan = Fixed(layer=2, average=average).plan(PlanInput(32, 576))
     assert round(100 * LLAVA.flops_share(plan, 576, TEXT), 1) == share
     assert round(LLAVA.kv_mib(plan, 576), 1) == kv
 
@@ -89,12 +89,12 @@ def test_reported_kv_is_what_the_cache_really_holds(family: str) -> None:
 
 
 def test_named_shapes_are_the_published_ones() -> None:
-    llama = Geometry(depth=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_size=128)
-    qwen = Geometry(depth=28, width=3584, ffn=18944, heads=28, kv_heads=4, head_size=128)
+    llama = DecoderSize(depth=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_size=128)
+    qwen = DecoderSize(depth=28, width=3584, ffn=18944, heads=28, kv_heads=4, head_size=128)
     tower = {"llava-1.5-7b": (24, 1, 0), "llava-next-7b": (24, 5, 0), "video-llava-7b": (24, 8, 1)}
     for name, shape in SHAPES.items():
-        assert (shape.tower, shape.pictures, shape.cls) == tower.get(name, (33, 1, 0))
-    assert {name: replace(shape, family="", tower=0, pictures=1, cls=0) for name, shape in SHAPES.items()} == {
+        assert (shape.vision_depth, shape.pictures, shape.cls) == tower.get(name, (33, 1, 0))
+    assert {name: replace(shape, family="", vision_depth=0, pictures=1, cls=0) for name, shape in SHAPES.items()} == {
         "llava-1.5-7b": llama,
         "llava-next-7b": llama,
         "video-llava-7b": llama,
@@ -113,7 +113,7 @@ def test_geometry_of_a_config_file(family: str, as_folder: bool, tmp_path: Path)
     kv_heads = 4 if family == "llava_next" else 2
     tower = 4 if family == "qwen2_5_vl" else 3
     sizes = {"depth": 6, "width": 64, "ffn": 96, "heads": 4, "kv_heads": kv_heads, "head_size": 16}
-    assert found == Geometry(**sizes, family=family, tower=tower)
+    assert found == DecoderSize(**sizes, family=family, vision_depth=tower)
 
 
 def test_unknown_shapes_say_what_was_meant() -> None:

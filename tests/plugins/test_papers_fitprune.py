@@ -11,7 +11,7 @@ import torch
 from families import DEPTH, inputs, model
 from papers_reference import HEADS, KINDS, best_first, draw, fitprune, fitprune_losses
 
-from tokenprune.plan.cost import SHAPES, Geometry
+from tokenprune.plan.cost import SHAPES, DecoderSize
 from tokenprune.plan.stages import plan_stages
 from tokenprune.recipe import load
 
@@ -66,7 +66,7 @@ def test_a_fitted_table_saves_what_was_asked(reduction: float) -> None:
     built = load(fitted)
     stages = plan_stages(built, DEPTH, [16], None)
     plan = {layer: stage.kept[0] for layer, stage in stages.items()}
-    saved = 1 - Geometry.of(model("llava").config).flops_share(plan, 16, 0)
+    saved = 1 - DecoderSize.of(model("llava").config).flops_share(plan, 16, 0)
     assert saved == pytest.approx(reduction, abs=0.15)  # 16 tokens, whole ones, rounded down
     assert fitted["prune"][0]["schedule"]["layers"] == [f"{layer}/{DEPTH}" for layer in plan]
 

@@ -143,7 +143,7 @@ def test_what_enters_the_next_block_is_folded(family: str) -> None:
         kept = sorted(order(score, seen.keep))
         hidden = seen.hidden.double().numpy()
         expected = FOLDS["recycle"](hidden, kept, score.double().numpy())
-        columns = seen.columns[kept] + view.span - state.everything.lengths[row]
+        columns = seen.columns[kept] + view.span - state.full_view.lengths[row]
         places = [int(((view.index[row] == column) & view.valid[row]).nonzero()[0]) for column in columns]
         np.testing.assert_allclose(entered[layer][row, places], expected, rtol=1e-5, atol=1e-5)
         assert not np.allclose(expected, hidden[kept], atol=1e-3)

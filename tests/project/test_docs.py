@@ -41,7 +41,7 @@ def test_every_registered_name_has_its_heading(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize(("kind", "name"), PARTS)
 def test_everything_registered_says_what_it_does(kind: str, name: str) -> None:
-    assert len((registry().entries[kind][name].thing.__doc__ or "").strip()) > 20
+    assert len((registry().entries[kind][name].part.__doc__ or "").strip()) > 20
 
 
 @pytest.mark.parametrize("name", registered())

@@ -148,7 +148,7 @@ def test_overrides_read_lists_and_other_passes() -> None:
     given = {"prune": [a_pass(), a_pass(schedule={"name": "pyramid", "layers": [3, 4], "ratio": 0.5})]}
     made = load(given, "prune.1.schedule.layers=[8/32, 5]", "prune.1.positions=compact", "name=other")
     assert made.passes[1].schedule == Pyramid(layers=("8/32", 5), ratio=0.5)
-    assert [work.positions for work in made.passes] == ["original", "compact"]
+    assert [step.positions for step in made.passes] == ["original", "compact"]
     assert made.name == "other"
 
 

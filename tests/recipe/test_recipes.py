@@ -21,7 +21,7 @@ from tokenprune.registry import registry
 def test_every_recipe_on_every_family(family: str, recipe: str, batch: str) -> None:
     lm = model(family)
     ecl.remember(lm, registry().adapter(lm.config), [1.0, 0.5, *[0.4] * (DEPTH - 2)])  # an early layer: 1
-    compact = any(work.positions == "compact" for work in load(recipe).passes) and family != "qwen2_5_vl"
+    compact = any(step.positions == "compact" for step in load(recipe).passes) and family != "qwen2_5_vl"
     check_oracle(family, "sdpa", BATCHES[batch], recipe, compact=compact)
 
 

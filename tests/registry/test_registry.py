@@ -64,7 +64,7 @@ Install = Callable[..., str]
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No installed plugins, no cached registry before or after, no imported plugin left."""
     monkeypatch.delenv("TOKENPRUNE_PLUGINS", raising=False)
-    monkeypatch.setattr("tokenprune.registry.entry_points", lambda *, group: [])
+    monkeypatch.setattr("tokenprune.registry.plugins.entry_points", lambda *, group: [])
     before = set(sys.modules)
     registry.cache_clear()
     yield
@@ -85,7 +85,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         points = [point for each in distributions(path=[str(site)]) for point in each.entry_points]
         return sorted((point for point in points if point.group == group), key=lambda point: point.name)
 
-    monkeypatch.setattr("tokenprune.registry.entry_points", found)
+    monkeypatch.setattr("tokenprune.registry.plugins.entry_points", found)
 
     def write(distribution: str, code: str, point: str | None = None, target: str = "") -> str:
         module = "plug_" + distribution.replace("-", "_")
@@ -150,7 +150,7 @@ def test_a_plugin_is_one_file_and_one_entry_point(install: Install) -> None:
     assert entry.distribution == "tokenprune-knorm"
     check_builtins_are_there()
     made = recipe.load({"prune": [{"scorer": "knorm", "schedule": {"name": "fixed", "layer": 1, "keep": 4}}]})
-    assert made.passes[0].scorer == entry.thing(order=2.0)
+    assert made.passes[0].scorer == entry.part(order=2.0)
     with pytest.raises(tokenprune.TokenpruneError, match=r"prune\.0\.scorer\.order: expected float, got 'x'"):
         recipe.load(
             {
@@ -339,7 +339,7 @@ def test_taken_names_of_recipes_mergers_and_calibrations_are_told_to_those_who_a
 
 
 def test_a_plugin_cannot_claim_what_is_built_in(install: Install) -> None:
-    install("thief", "", target="tokenprune.builtin")
+    install("thief", "", target="tokenprune.builtin.plugin")
     with pytest.warns(UserWarning, match="skips the broken plugin thief: ValueError: Plugin already registered"):
         registry()
     assert {entry.distribution for entry in registry().entries["scorer"].values()} == {DISTRIBUTION}

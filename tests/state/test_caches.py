@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 import tokenprune
 from tokenprune.errors import PromptError
-from tokenprune.state.prompt import PromptState
+from tokenprune.state.prompt import Prompt as PromptState
 from tokenprune.state.view import View
 
 MIXTURE = {"prune": RECIPES["mixture"]}
@@ -48,11 +48,11 @@ class Stream:
     """A stream whose work is done when somebody waits for it, as late as a real one may."""
 
     def __init__(self) -> None:
-        self.work: deque[Callable[[], None]] = deque()
+        self.step: deque[Callable[[], None]] = deque()
 
     def wait_stream(self, other: Stream) -> None:
-        while other.work:
-            other.work.popleft()()
+        while other.step:
+            other.step.popleft()()
 
 
 class Late(DynamicLayer):
@@ -69,7 +69,7 @@ class Late(DynamicLayer):
             self.away = False
             there = self.keys, self.values
             self.keys, self.values = (torch.full_like(tensor, 1e3) for tensor in there)
-            self.stream.work += [partial(self.keys.copy_, there[0]), partial(self.values.copy_, there[1])]
+            self.stream.step += [partial(self.keys.copy_, there[0]), partial(self.values.copy_, there[1])]
 
 
 def offloaded(monkeypatch: pytest.MonkeyPatch) -> Cache:

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 import tokenprune
 from tokenprune import Scorer
 from tokenprune.errors import PromptError
-from tokenprune.state.prompt import PromptState
+from tokenprune.state.prompt import Prompt as PromptState
 
 FAMILIES = ("llava", "llava_next", "video_llava")
 

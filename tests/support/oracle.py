@@ -10,7 +10,7 @@ from families import Prompt, answer, inputs, logits, model
 from masking import hidden_by_mask
 
 import tokenprune
-from tokenprune.state.prompt import PromptState
+from tokenprune.state.prompt import Prompt as PromptState
 from tokenprune.state.view import View
 
 ATTENTIONS = ("sdpa", "eager")
@@ -55,7 +55,7 @@ def check_oracle(
         folded = {
             max(layer, 0): entering(family, attention, prompts, max(layer, 0))
             for layer, stage in state.stages.items()
-            if stage.work.merge is not None or layer < 0  # what the vision tower made of its rows is tested elsewhere
+            if stage.step.merge is not None or layer < 0  # what the vision tower made of its rows is tested elsewhere
         }
     assert sorted(state.views) == sorted(state.stages)
     mask = inputs(family, prompts)["attention_mask"]
@@ -71,7 +71,7 @@ def check_oracle(
 
 def numbered_anew(state: PromptState) -> dict[int, View]:
     """What was left where positions were numbered anew, by layer."""
-    return {layer: state.views[layer] for layer, stage in state.stages.items() if stage.work.positions == "compact"}
+    return {layer: state.views[layer] for layer, stage in state.stages.items() if stage.step.positions == "compact"}
 
 
 def entering(family: str, attention: str, prompts: Any, block: int) -> torch.Tensor:

@@ -39,10 +39,10 @@ VARIANTS = {
     "attention of text": {"name": "attention", "queries": "text"},
     "attention in the next block": {"name": "attention", "block": "next"},
 }
-IN_DECODER = {name: entry for name, entry in registry().entries["scorer"].items() if issubclass(entry.thing, Scorer)}
+IN_DECODER = {name: entry for name, entry in registry().entries["scorer"].items() if issubclass(entry.part, Scorer)}
 SCORERS = {**{name: {"name": name} for name in IN_DECODER}, **VARIANTS}
 """Every registered scorer as it comes, and the built-in ones that read other states."""
-OF_TOWERS = {name for name, entry in IN_DECODER.items() if entry.thing.tower is not Scorer.tower}
+OF_TOWERS = {name for name, entry in IN_DECODER.items() if entry.part.reads_blocks is not Scorer.reads_blocks}
 CASES: dict[str, Any] = {
     name: [{"scorer": scorer, "schedule": {**AT_3, "layer": 0 if name in OF_TOWERS else 3}}]
     for name, scorer in SCORERS.items()

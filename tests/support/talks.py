@@ -9,7 +9,7 @@ from families import Prompt, inputs, model
 from oracle import numbered_anew
 from transformers import DynamicCache
 
-from tokenprune.state.prompt import PromptState
+from tokenprune.state.prompt import Prompt as PromptState
 
 FIRST: list[Prompt] = [(3, (2, "image", 3, "image", 5)), (2, (7,)), (1, (4, "image", 9))]
 

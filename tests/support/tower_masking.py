@@ -34,17 +34,17 @@ def blocks(family: str, tower: Any) -> list[Any]:
 def seen_gone(monkeypatch: Any) -> Iterator[list[Tensor]]:
     """Of every run of a tower, in order: before which block each of its rows went, or -1."""
     runs: list[Tensor] = []
-    land = vision.TowerPruner._land
+    land = vision.VisionPruner._land
 
     def spy(self: Any, projector: Any, args: Any, output: Any) -> Any:
         run = self._run
         given = land(self, projector, args, output)
-        layer = self._code(1, self.works[0])  # of codes, one for each layer
+        layer = self._code(1, self.steps[0])  # of codes, one for each layer
         runs.append((run.said // layer).repeat_interleave(run.unit))
         return given
 
     with monkeypatch.context() as patch:
-        patch.setattr(vision.TowerPruner, "_land", spy)
+        patch.setattr(vision.VisionPruner, "_land", spy)
         yield runs
 
 

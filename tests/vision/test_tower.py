@@ -21,7 +21,7 @@ import tokenprune
 from tokenprune import Scorer, ops
 from tokenprune.errors import LayerError, PromptError, ScorerError, UnsupportedModelError
 from tokenprune.families.llava import LlavaAdapter
-from tokenprune.seen.vision import Tower, check_block, resolve_block
+from tokenprune.seen.vision import Vision, check_block, resolve_block
 from tokenprune.vision.match import Encodings, Landed
 from tokenprune.vision.recorder import Recorder
 
@@ -39,14 +39,14 @@ class Probe(Scorer):
     asked: tuple[str, ...] = ("salience", "received", "keys", "features")
 
     @property
-    def tower(self):
+    def reads_blocks(self):
         return self.blocks
 
     def score(self, seen):
-        found = {f"{name}{block}": getattr(seen.tower, name)(block) for name in self.asked for block in self.blocks}
+        found = {f"{name}{block}": getattr(seen.vision, name)(block) for name in self.asked for block in self.blocks}
         if "keys" in self.asked:
-            found |= {f"joined keys{block}": seen.tower.keys(block, heads="joined") for block in self.blocks}
-        self.seen.append({**found, "places": seen.tower.places})
+            found |= {f"joined keys{block}": seen.vision.keys(block, heads="joined") for block in self.blocks}
+        self.seen.append({**found, "places": seen.vision.places})
         return -torch.arange(len(seen.visual)).float()
 
 
@@ -342,7 +342,7 @@ def test_states_are_freed_without_a_garbage_collection() -> None:
 
 def test_an_encoding_may_be_a_tuple() -> None:
     """Which takes no weak references: its rows are known as long as its first tensor lives."""
-    tower, lm = LlavaAdapter().tower(), model("llava")
+    tower, lm = LlavaAdapter().vision_adapter(), model("llava")
     assert tower is not None
     encodings: Encodings[Landed] = Encodings(tower, lm.model)
     rows, landed = torch.randn(5, 70), Landed()
@@ -426,14 +426,14 @@ def test_an_interrupt_in_the_tower_leaves_nothing() -> None:
     def interrupt(module: Any, args: Any) -> None:
         raise KeyboardInterrupt
 
-    def work() -> None:
+    def step() -> None:
         with torch.no_grad(), pytest.raises(KeyboardInterrupt):
             lm.model.get_image_features(given["pixel_values"])
 
     with tokenprune.prune(lm, recipe(Probe())):
         last = next(m for m in lm.model.vision_tower.modules() if isinstance(m, torch.nn.ModuleList))[-1]
         handle = last.mlp.register_forward_pre_hook(interrupt)
-        thread = threading.Thread(target=work)
+        thread = threading.Thread(target=step)
         thread.start()
         thread.join()
         handle.remove()
@@ -446,14 +446,14 @@ def test_threads_see_their_own_pictures() -> None:
     probe = Probe(asked=("features",), blocks=(-2,))
     with tokenprune.prune(lm, recipe(probe)):
 
-        def work(given: Any) -> None:
+        def step(given: Any) -> None:
             with torch.no_grad():
                 try:
                     lm(**given)
                 except Exception as error:
                     failures.append(error)
 
-        threads = [threading.Thread(target=work, args=(given,)) for given in probes]
+        threads = [threading.Thread(target=step, args=(given,)) for given in probes]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -501,7 +501,7 @@ def test_heads_can_be_joined() -> None:
     @dataclass(frozen=True)
     class Joined(Probe):
         def score(self, seen):
-            self.seen.append({"joined": seen.tower.salience(-1, heads="joined")})
+            self.seen.append({"joined": seen.vision.salience(-1, heads="joined")})
             return torch.zeros(len(seen.visual))
 
     lm, given, probe, flat = double("llava"), prepared("llava", ONE), Joined(), {}
@@ -545,7 +545,7 @@ def test_blocks_must_be_declared() -> None:
     @dataclass(frozen=True)
     class Sneaky(Probe):
         @property
-        def tower(self):
+        def reads_blocks(self):
             return (0,)
 
     with torch.no_grad(), pytest.raises(ScorerError, match="was not recorded"), tokenprune.prune(
@@ -555,7 +555,7 @@ def test_blocks_must_be_declared() -> None:
 
 
 def test_a_family_without_a_tower_adapter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LlavaAdapter, "tower", lambda self: None)
+    monkeypatch.setattr(LlavaAdapter, "vision_adapter", lambda self: None)
     with pytest.raises(UnsupportedModelError, match="does not know that tower"):
         tokenprune.prune(model("llava"), recipe(Probe())).__enter__()
 
@@ -600,7 +600,7 @@ def test_rows_are_found_by_their_bits(dtype: torch.dtype) -> None:
 
 def test_a_tower_of_plain_tensors() -> None:
     places = torch.tensor([[0, 0, 0], [1, 0, 0], [-1, -1, -1], [0, 0, 1]])
-    tower = Tower.of(places, cls_attention=torch.arange(4.0))
+    tower = Vision.of(places, cls_attention=torch.arange(4.0))
     assert tower.salience(-2).tolist() == [0, 1, 2, 3]
     assert [p.tolist() for p in tower.pictures] == [[0, 3], [1]]
     assert Recorder.__doc__

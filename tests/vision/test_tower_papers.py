@@ -20,7 +20,7 @@ import tokenprune
 from tokenprune import Scorer, Seen
 from tokenprune.errors import PromptError, RecipeError, ScorerError
 from tokenprune.recipe import load
-from tokenprune.seen.vision import Tower
+from tokenprune.seen.vision import Vision
 
 pytest.importorskip("tokenprune_papers")
 from tokenprune_papers import cdpruner, clip, hiprune, holov, mergers, pictures, prumerge, visionzip, vispruner, vscan
@@ -68,8 +68,8 @@ class Case:
                 return torch.tensor(self.joined)
             return torch.tensor(self.middle if isinstance(block, str) and "/" in block else self.deep)
 
-        tower = Tower(torch.tensor(self.places), read)
-        seen = Seen.of(keep=self.keep, hidden=torch.tensor(self.hidden), tower=tower)
+        tower = Vision(torch.tensor(self.places), read)
+        seen = Seen.of(keep=self.keep, hidden=torch.tensor(self.hidden), vision=tower)
         states = torch.cat([seen.states, torch.tensor(self.text)])
         return replace(seen, states=states, question=len(self.text))
 
@@ -323,8 +323,8 @@ def shown(given: Pictured, keep: int) -> Seen:
         "joined_keys": np.concatenate(list(given.heads), axis=1),
     }
     places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), *map(torch.arange, given.side))
-    tower = Tower(places, lambda name, block: torch.tensor(states[name]))
-    return Seen.of(keep=keep, hidden=torch.tensor(given.rows), tower=tower)
+    tower = Vision(places, lambda name, block: torch.tensor(states[name]))
+    return Seen.of(keep=keep, hidden=torch.tensor(given.rows), vision=tower)
 
 
 def check_vscan() -> None:
@@ -360,7 +360,7 @@ MUTANTS: list[tuple[str, Any, str, Any]] = [
     ("vispruner", vispruner, "ROUND", 7),
     ("prumerge", prumerge, "rest", lambda m, taken: torch.arange(m)[: m - len(taken)]),
     ("neighbours", mergers, "NEIGHBOURS", 31),
-    ("neighbours, released", Tower, "keys", lambda self, block, heads="mean": self.read("keys", block)),
+    ("neighbours, released", Vision, "keys", lambda self, block, heads="mean": self.read("keys", block)),
     ("cdpruner", cdpruner, "rescaled", lambda relevance: relevance),
     ("hiprune", hiprune, "best", lambda score, keep: score.flip(0).argsort(descending=True)[:keep]),
     ("holov", holov, "variance", lambda rows: rows[:, 0].sum(1) * 0),
@@ -491,17 +491,17 @@ def test_settings_that_make_no_sense_are_refused(name: str, setting: dict[str, A
 def test_a_stretch_of_a_single_token_has_its_share() -> None:
     """Four stretches of two tokens, and twelve of one that get twice the attention: these are kept."""
     places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(4), torch.arange(5))
-    tower = Tower.of(places, cls_attention=torch.tensor([0.03] * 8 + [0.06] * 12))
+    tower = Vision.of(places, cls_attention=torch.tensor([0.03] * 8 + [0.06] * 12))
     hidden = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    score = holov.HoloV().score(Seen.of(keep=12, hidden=hidden, tower=tower))
+    score = holov.HoloV().score(Seen.of(keep=12, hidden=hidden, vision=tower))
     assert score.tolist() == [0.0] * 8 + [1.0] * 12
 
 
 @pytest.mark.parametrize(("keep", "dominant"), [(192, 162), (128, 108), (64, 54), (32, 27)])
 def test_visionzip_counts_are_the_published_ones(keep: int, dominant: int) -> None:
     places = torch.cartesian_prod(torch.zeros(1, dtype=torch.long), torch.arange(24), torch.arange(24))
-    tower = Tower.of(places, cls_attention=torch.rand(576, generator=torch.Generator().manual_seed(0)))
-    score = visionzip.VisionZip().score(Seen.of(keep=keep, tower=tower))
+    tower = Vision.of(places, cls_attention=torch.rand(576, generator=torch.Generator().manual_seed(0)))
+    score = visionzip.VisionZip().score(Seen.of(keep=keep, vision=tower))
     assert [(score == 1).sum(), (score == -1).sum()] == [dominant, keep - dominant]
 
 

@@ -30,14 +30,14 @@ from tokenprune.errors import (
 )
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.families.towers import ClipTower
-from tokenprune.parts.scorer import TowerScorer
+from tokenprune.parts.scorer import VisionScorer
 from tokenprune.recipe import load
 from tokenprune.seen.pictures import Pictures, Ranking
-from tokenprune.vision.forward import TowerPruner
+from tokenprune.vision.forward import VisionPruner
 
 
 @dataclass(frozen=True)
-class Salient(TowerScorer):
+class Salient(VisionScorer):
     """Reads all there is to read: the tokens of each picture differ from picture to picture."""
 
     def rank(self, pictures: Pictures) -> Ranking:
@@ -198,7 +198,7 @@ def test_a_picture_smaller_than_a_window_and_a_video_of_one_frame(monkeypatch: A
     with seen_gone(monkeypatch) as runs, tokenprune.prune(lm, recipe) as pruning, torch.no_grad():
         pruned = lm(**given).logits
     assert pruning.state is not None
-    assert pruning.state.entered == (2 + 3 + 3,)
+    assert pruning.state.count_after_vision == (2 + 3 + 3,)
     mask = given["attention_mask"]
     with hidden_in_tower("qwen2_5_vl", lm, runs), hidden_by_mask(lm, mask, pruning.state.views), torch.no_grad():
         assert close(pruned[:, -2:], lm(**given).logits[:, -2:])
@@ -241,16 +241,16 @@ def test_threads_prune_their_own_pictures(family: str) -> None:
     lm, given = model(family), [inputs(family, [(seed, (3, "image", 4))]) for seed in range(5)]
     found: dict[int, torch.Tensor] = {}
 
-    def work(number: int) -> None:
+    def step(number: int) -> None:
         with torch.no_grad():
             found[number] = lm(**given[number]).logits[:, -1]
 
     with tokenprune.prune(lm, {"prune": RECIPES["two-sided"]}):
         alone = []
         for number in range(5):
-            work(number)
+            step(number)
             alone.append(found.pop(number))
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+        threads = [threading.Thread(target=step, args=(number,)) for number in range(5)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -317,7 +317,7 @@ def test_merged_rows_are_means_of_what_entered_the_block(family: str) -> None:
     blocks = lm.model.visual.blocks if family == "qwen2_5_vl" else lm.model.vision_tower.encoder.layers
 
     @dataclass(frozen=True)
-    class IntoFirst(TowerScorer):
+    class IntoFirst(VisionScorer):
         def rank(self, pictures: Pictures) -> Ranking:
             scores = -pictures.tokens.float()
             return Ranking(scores, torch.zeros_like(pictures.tokens))
@@ -348,7 +348,7 @@ def test_proportional_attention_counts_tokens_as_often_as_they_stand_for(attenti
     """Two equal rows merged and counted twice attend like two rows."""
 
     @dataclass(frozen=True)
-    class Twins(TowerScorer):
+    class Twins(VisionScorer):
         proportional: bool = True
 
         def rank(self, pictures: Pictures) -> Ranking:
@@ -411,7 +411,7 @@ def test_a_hole_that_is_not_closed_names_the_pass(generated: bool, monkeypatch: 
     monkeypatch.setattr(LlavaAdapter, "visual", short)
 
     @dataclass(frozen=True)
-    class First(TowerScorer):
+    class First(VisionScorer):
         def rank(self, pictures: Pictures) -> Ranking:
             return Ranking(-pictures.tokens.float())
 
@@ -450,7 +450,7 @@ def test_nothing_stays_behind() -> None:
 
 def test_an_encoding_that_fails_leaves_no_hook_behind() -> None:
     @dataclass(frozen=True)
-    class Fails(TowerScorer):
+    class Fails(VisionScorer):
         def rank(self, pictures: Pictures) -> Ranking:
             raise RuntimeError("no")
 
@@ -490,17 +490,17 @@ def shows(encoded: Any, *grids: tuple[int, int, int]) -> torch.Tensor:
     return model("qwen2_5_vl")(**prompt, mm_encoder_outputs={"image": encoded}).logits[:, -1]
 
 
-def elsewhere(work: Any) -> Any:
+def elsewhere(step: Any) -> Any:
     """In another thread."""
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(work()))
+    thread = threading.Thread(target=lambda: found.append(step()))
     thread.start()
     thread.join()
     return found[0]
 
 
-def here(work: Any) -> Any:
-    return work()
+def here(step: Any) -> Any:
+    return step()
 
 
 OUTSIDE = "encoded outside of the pruning block.*hold on to what get_image_features returns"
@@ -546,10 +546,10 @@ def test_pictures_encoded_ahead_reach_every_prompt_that_shows_them() -> None:
         for where in (here, elsewhere, here):
             assert torch.equal(where(lambda: shows(both, SMALL, LARGE)), expected)
             assert pruning.state is not None
-            assert pruning.state.entered == (8,)
+            assert pruning.state.count_after_vision == (8,)
         joined = replace(both, pooler_output=[*large.pooler_output, *small.pooler_output])
         assert torch.isfinite(shows(joined, LARGE, SMALL)).all()
-        assert pruning.state.entered == (8,)
+        assert pruning.state.count_after_vision == (8,)
         shows(small, SMALL)
         assert not pruning.state.views
         words, _ = pictured(SMALL)
@@ -558,7 +558,7 @@ def test_pictures_encoded_ahead_reach_every_prompt_that_shows_them() -> None:
                 **words, mm_encoder_outputs={"image": replace(small)}, max_new_tokens=2, do_sample=False, **more
             )
         shows(large, LARGE)
-        assert pruning.state.entered == (4,)
+        assert pruning.state.count_after_vision == (4,)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -608,14 +608,14 @@ def test_two_passes_may_meet_at_one_layer_in_different_encodings() -> None:
         def plan(self, shape: Any) -> dict[int, int]:
             return {2 if shape.visual < 20 else 3: shape.visual // 2}
 
-    works = [tower(Salient()), tower("random")]
-    recipe = {"prune": [{**work, "schedule": plan} for work, plan in zip(works, (Early(), Late()), strict=True)]}
+    steps = [tower(Salient()), tower("random")]
+    recipe = {"prune": [{**step, "schedule": plan} for step, plan in zip(steps, (Early(), Late()), strict=True)]}
     with tokenprune.prune(model("qwen2_5_vl"), recipe) as pruning:
         held = {grid: encode(grid) for grid in (LARGE, (1, 8, 12), LARGE)}
         for grid, layers in ((LARGE, (1, 2)), ((1, 8, 12), (2, 3)), (LARGE, (1, 2))):
             shows(held[grid], grid)
             assert pruning.state is not None
-            found = {stage.tower: type(stage.work.scorer) for stage in pruning.state.stages.values()}
+            found = {stage.vision_layer: type(stage.step.scorer) for stage in pruning.state.stages.values()}
             assert found == dict(zip(layers, (Salient, type(load(recipe).passes[1].scorer)), strict=True))
 
 
@@ -627,7 +627,7 @@ def test_a_picture_of_nan_is_no_hole() -> None:
 
 
 @dataclass(frozen=True)
-class NanAt(TowerScorer):
+class NanAt(VisionScorer):
     """Gives NaN for the pictures with so many tokens."""
 
     count: int
@@ -665,7 +665,7 @@ def test_half_precision_says_it_too(dtype: torch.dtype) -> None:
     with tokenprune.prune(lm, {"prune": recipe["prune"][:1]}) as pruning:
         lm(**prompt, **pictures)
     assert pruning.state is not None
-    assert pruning.state.entered == (9 + 4,)
+    assert pruning.state.count_after_vision == (9 + 4,)
     with (
         tokenprune.prune(lm, recipe),
         pytest.raises(ScorerError, match=r"NanAt.* inside the vision tower at layer 2 gave NaN"),
@@ -707,13 +707,13 @@ def test_a_prefill_waits_for_the_device_once(monkeypatch: pytest.MonkeyPatch) ->
                 waits.append(func.__name__)
             return func(*args, **(kwargs or {}))
 
-    read = TowerPruner.read
+    read = VisionPruner.read
 
     def counted(*args: Any) -> Any:
         with Counting():
             return read(*args)
 
-    monkeypatch.setattr(TowerPruner, "read", counted)
+    monkeypatch.setattr(VisionPruner, "read", counted)
     with tokenprune.prune(model("qwen2_5_vl"), {"prune": FEW}):
         for grids, expected in (((LARGE, LARGE), ["tolist"]), ((LARGE, SMALL), ["tolist", "__bool__"])):
             waits.clear()
@@ -775,7 +775,7 @@ RANKS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Gives(TowerScorer):
+class Gives(VisionScorer):
     """Whatever it is told."""
 
     what: str
@@ -856,7 +856,7 @@ def test_scores_may_be_any_real_numbers(dtype: torch.dtype) -> None:
     """The same order in any type of numbers."""
 
     @dataclass(frozen=True)
-    class Ranked(TowerScorer):
+    class Ranked(VisionScorer):
         dtype: torch.dtype
 
         def rank(self, pictures: Pictures) -> Ranking:
@@ -990,7 +990,7 @@ def test_reports_and_overlays_show_every_stage() -> None:
 
 
 @dataclass(frozen=True)
-class At(TowerScorer):
+class At(VisionScorer):
     """The token in one place of each picture."""
 
     row: int
@@ -1027,7 +1027,7 @@ def test_states_before_the_first_block_are_refused(name: str) -> None:
 
 def test_qwen_has_no_cls_row() -> None:
     @dataclass(frozen=True)
-    class Cls(TowerScorer):
+    class Cls(VisionScorer):
         def rank(self, pictures: Pictures) -> Ranking:
             return Ranking(pictures.cls_attention)
 
@@ -1039,4 +1039,4 @@ def test_qwen_has_no_cls_row() -> None:
 
 
 def test_the_tower_adapter_knows_where_states_lie() -> None:
-    assert isinstance(LlavaAdapter().tower(), ClipTower)
+    assert isinstance(LlavaAdapter().vision_adapter(), ClipTower)

@@ -11,7 +11,7 @@ from ..families.video_llava import VideoLlavaAdapter
 from ..parts.adapter import Adapter
 from ..parts.merger import Merger
 from ..parts.scheduler import Scheduler
-from ..parts.scorer import Scorer, TowerScorer
+from ..parts.scorer import Scorer, VisionScorer
 from ..registry.hookspecs import hookimpl
 from ..shipped import configs
 from .mergers import nearest
@@ -23,7 +23,7 @@ from .scorers.random import Random
 
 
 @hookimpl
-def tokenprune_scorers() -> dict[str, type[Scorer] | type[TowerScorer]]:
+def tokenprune_scorers() -> dict[str, type[Scorer] | type[VisionScorer]]:
     return {"entropy": Entropy, "attention": Attention, "diversity": Diversity, "random": Random}
 
 

@@ -65,7 +65,7 @@ def profile(
     from ..registry import registry
 
     shown = _pictures(data, limit, seed)
-    if recipe is not None and load(recipe).decoder:
+    if recipe is not None and load(recipe).decoder_passes:
         raise typer.BadParameter(
             f"recipe {recipe} drops tokens in the decoder, whose layers are to be measured: give one that prunes "
             "inside the vision tower alone",
@@ -166,20 +166,20 @@ def horizon(
     results.check_settings(output / "horizon.json", settings)
     rows = results.Rows(output / "rows", settings)
     with tables.bar() as progress:
-        work = progress.add_task("prompts x layers", total=len(asked) * len(chosen))
+        step = progress.add_task("prompts x layers", total=len(asked) * len(chosen))
         for done, (key, scene, question) in enumerate(asked):
             token = loaded.first_token(question.text, question.answer)
             inputs = loaded.inputs(question.text, [scene.picture])
             if key not in rows:
                 found = horizons.row(
-                    loaded.model, adapter, inputs, token, cut, chosen, batch, lambda: progress.advance(work)
+                    loaded.model, adapter, inputs, token, cut, chosen, batch, lambda: progress.advance(step)
                 )
                 about = {"kind": question.kind, "question": question.text, "answer": question.answer}
                 rows.add(key, {**about, "token": token, **found})
             if oracle is not None and (extra := f"{key} oracle {oracle}") not in rows:
                 kept = horizons.oracle_row(loaded.model, adapter, inputs, token, cut, chosen, rows[key], oracle, seed)
                 rows.add(extra, {"kind": question.kind, **kept})
-            progress.update(work, completed=(done + 1) * len(chosen))
+            progress.update(step, completed=(done + 1) * len(chosen))
     measured = [{"key": key, **rows[key]} for key, _, _ in asked]
     kinds = [kind for kind in scenes.KINDS if any(row["kind"] == kind for row in measured)]
     groups = {**{kind: [row for row in measured if row["kind"] == kind] for kind in kinds}, "all": measured}

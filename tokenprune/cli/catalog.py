@@ -83,7 +83,7 @@ def _rows(kind: str) -> list[dict[str, str]]:
             content = yaml.safe_load(source(entry.name))
             about, more = str(content.get("about", "")), {"paper": str(content.get("paper", ""))}
         else:
-            about, more = _summary(entry.thing), {"settings": _settings(entry)}
+            about, more = _summary(entry.part), {"settings": _settings(entry)}
         rows.append({"name": entry.name, "about": about, "distribution": entry.distribution, **more})
     return rows
 
@@ -134,9 +134,9 @@ def _spell(plan: dict[str, int]) -> str:
 
 
 def _settings(entry: Entry) -> str:
-    if not dataclasses.is_dataclass(entry.thing):
-        return " ".join(getattr(entry.thing, "model_types", ()))
-    fields = dataclasses.fields(entry.thing)
+    if not dataclasses.is_dataclass(entry.part):
+        return " ".join(getattr(entry.part, "model_types", ()))
+    fields = dataclasses.fields(entry.part)
     return " ".join(f.name if f.default is dataclasses.MISSING else f"{f.name}={f.default}" for f in fields)
 
 
@@ -153,7 +153,7 @@ def show(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
         import yaml
 
         text = yaml.safe_dump(
-            {"name": built.name, "prune": [_plain(work) for work in built.passes]}, sort_keys=False, width=100
+            {"name": built.name, "prune": [_plain(step) for step in built.passes]}, sort_keys=False, width=100
         )
     else:
         text = source(recipe)
@@ -166,16 +166,16 @@ def show(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
         print(text, end="")
 
 
-def _plain(work: Any) -> dict[str, Any]:
+def _plain(step: Any) -> dict[str, Any]:
     """A pass as YAML settings."""
     from ..registry import registry
 
     named: dict[str, Any] = {}
     for key, kind in (("scorer", "scorer"), ("schedule", "scheduler")):
-        part = getattr(work, key)
-        name = next(name for name, entry in registry().entries[kind].items() if entry.thing is type(part))
+        part = getattr(step, key)
+        name = next(name for name, entry in registry().entries[kind].items() if entry.part is type(part))
         named[key] = {"name": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()}}
-    return {**named, "merge": work.merge, "positions": work.positions, "tower": work.tower}
+    return {**named, "merge": step.merge, "positions": step.positions, "tower": step.tower}
 
 
 def check(recipes: Annotated[list[str], typer.Argument(help="Recipe names or YAML files.")]) -> None:
@@ -257,7 +257,7 @@ def explain(
         return
     plan = {int(layer): kept for layer, kept in result["plan"].items()}
     counts = sizes.tokens(plan, visual)
-    rows = [[f"tower {layer + sizes.tower}", "", str(plan[layer])] for layer in plan if layer < 0]
+    rows = [[f"tower {layer + sizes.vision_depth}", "", str(plan[layer])] for layer in plan if layer < 0]
     starts = sorted({0, *(layer for layer in plan if layer >= 0)})
     for start, end in zip(starts, [*starts[1:], sizes.depth], strict=True):
         rows.append([str(start), str(end - 1), str(counts[start])])
@@ -280,7 +280,7 @@ def _cost(
 
     sizes = geometry(shape)
     ecl = ecl or layers.shipped(shape, sizes.depth)
-    if ecl is None and any(work.schedule.needs_ecl for work in recipe.decoder):
+    if ecl is None and any(step.schedule.needs_ecl for step in recipe.decoder_passes):
         raise LayerError(
             f"no Entropy Collapse Layer is shipped for {shape}: pass --ecl LAYER (tokenprune calibrate measures it)"
         )

@@ -179,7 +179,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenprune import Scheduler, Shape, hookimpl
+from tokenprune import PlanInput, Scheduler, hookimpl
 from tokenprune.amounts import Budget, Layer, check_budget, check_layer, resolve_budget, resolve_layer
 
 
@@ -194,7 +194,7 @@ class $cls(Scheduler):
         check_layer(self.layer)
         check_budget(self.keep)
 
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         first = resolve_layer(self.layer, shape.depth)  # LayerError where the model has no such layer
         kept = resolve_budget(self.keep, shape.visual)
         plan: dict[int, int] = {}
@@ -214,7 +214,7 @@ def tokenprune_schedulers() -> dict[str, type[Scheduler]]:
 from __future__ import annotations
 
 import pytest
-from tokenprune import Shape
+from tokenprune import PlanInput
 from tokenprune.contract import test_scheduler
 
 from $module import $cls
@@ -227,8 +227,8 @@ class TestContract(test_scheduler.TestScheduler):
 
 
 def test_it_keeps_what_it_says() -> None:
-    assert $cls(layer=2, keep=16).plan(Shape(depth=8, visual=144)) == {2: 16, 5: 8}
-    assert $cls(layer=0, keep="1/4").plan(Shape(depth=4, visual=64)) == {0: 16, 2: 8}
+    assert $cls(layer=2, keep=16).plan(PlanInput(depth=8, visual=144)) == {2: 16, 5: 8}
+    assert $cls(layer=0, keep="1/4").plan(PlanInput(depth=4, visual=64)) == {0: 16, 2: 8}
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
@@ -409,8 +409,8 @@ says what to override (docs/add-a-family.md of tokenprune lists them):
 | `the_norm_is_the_decoders_last`, `rotary_tables_are_the_models_own` | `norm`; `rotary` (None for M-RoPE) |
 | `pruning_equals_masking` alone | something in the decoder that pruning cannot follow: `refuse` says what |
 
-What is skipped is optional: `boxes` and `window` for overlays, `tower` for methods that read the vision tower or prune
-inside it.""",
+What is skipped is optional: `boxes` and `window` for overlays, `vision_adapter` for methods that read the vision tower
+or prune inside it.""",
     brings=("adapter",),
     model_type="vipllava",
 )

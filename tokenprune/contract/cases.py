@@ -18,7 +18,7 @@ from ..errors import RecipeError, TokenpruneError
 from ..parts.adapter import Adapter
 from ..parts.merger import Merger, reads
 from ..parts.scheduler import Scheduler
-from ..parts.scorer import Scorer, TowerScorer
+from ..parts.scorer import Scorer, VisionScorer
 from ..recipe import Pass, load, presets, registered
 from ..registry import registry
 from .families import Family, shipped
@@ -78,19 +78,19 @@ def _scorers(settings: dict[str, Any]) -> dict[str, Scorer]:
     return _built("scorer", settings, lambda given: _one({"scorer": given, "schedule": Fixed(layer=0, keep=1)}))
 
 
-def _tower_scorers(settings: dict[str, Any]) -> dict[str, TowerScorer]:
-    if not issubclass(registry().get("scorer", settings["name"]), TowerScorer):
+def _tower_scorers(settings: dict[str, Any]) -> dict[str, VisionScorer]:
+    if not issubclass(registry().get("scorer", settings["name"]), VisionScorer):
         raise TokenpruneError(f"{settings['name']} ranks tokens in the decoder: test it with --tokenprune-scorer")
-    work = {"tower": "vision", "schedule": Fixed(layer=0, keep=1)}
-    return _built("scorer", settings, lambda given: _one({**work, "scorer": given}), tower=True)
+    step = {"tower": "vision", "schedule": Fixed(layer=0, keep=1)}
+    return _built("scorer", settings, lambda given: _one({**step, "scorer": given}), tower=True)
 
 
 def _schedulers(settings: dict[str, Any]) -> dict[str, Scheduler]:
     return _built("schedule", settings, lambda given: _one({"scorer": Random(), "schedule": given}))
 
 
-def _one(work: dict[str, Any]) -> Pass:
-    return load({"name": "the contract", "prune": [work]}).passes[0]
+def _one(step: dict[str, Any]) -> Pass:
+    return load({"name": "the contract", "prune": [step]}).passes[0]
 
 
 def _built(
@@ -106,8 +106,8 @@ def _built(
         fault = error
     if len(settings) == 1:
         thing = registry().get("scheduler" if key == "schedule" else key, name)
-        works = [work for work in _passes() if key == "schedule" or bool(work.tower) == tower]
-        used = [getattr(work, key) for work in works if type(getattr(work, key)) is thing]
+        steps = [step for step in _passes() if key == "schedule" or bool(step.tower) == tower]
+        used = [getattr(step, key) for step in steps if type(getattr(step, key)) is thing]
         made += [part for i, part in enumerate(used) if part not in made and part not in used[:i]]
     if not made:
         raise fault or RecipeError(name, ["no settings"])
@@ -129,9 +129,9 @@ def _mergings(settings: dict[str, Any]) -> dict[str, Merging]:
     name = settings["name"]
     merger = registry().get("merger", name)
     scorers = {
-        _name("scorer", work.scorer): work.scorer
-        for work in _passes()
-        if work.merge == name and not work.tower and isinstance(work.scorer, Scorer)
+        _name("scorer", step.scorer): step.scorer
+        for step in _passes()
+        if step.merge == name and not step.tower and isinstance(step.scorer, Scorer)
     }
     return {
         f"{name}-{scorer}": Merging(name, merger, thing) for scorer, thing in (scorers or {"random": Random()}).items()
@@ -139,7 +139,7 @@ def _mergings(settings: dict[str, Any]) -> dict[str, Merging]:
 
 
 def _name(kind: str, part: Any) -> str:
-    names = [name for name, entry in registry().entries[kind].items() if entry.thing is type(part)]
+    names = [name for name, entry in registry().entries[kind].items() if entry.part is type(part)]
     return names[0] if names else type(part).__name__
 
 
@@ -189,4 +189,4 @@ def _family(where: str | Family) -> Family:
 
 def layer_of(scorer: Scorer, merger: Merger | None = None) -> int:
     """Where the contract prunes: at layer 0 if tower states are read, else after two blocks."""
-    return 0 if (*scorer.tower, *reads(merger)) else 2
+    return 0 if (*scorer.reads_blocks, *reads(merger)) else 2

@@ -17,7 +17,7 @@ from ..errors import ScorerError
 from ..parts.merger import reads
 from ..parts.scorer import Scorer
 from ..seen.prompt import Seen
-from ..seen.vision import Block, Tower
+from ..seen.vision import Block, Vision
 from .cases import Merging, layer_of
 from .families import RAGGED, Family
 
@@ -80,7 +80,7 @@ class Tried:
         if seen.previous is not None:
             found |= {name: seen.previous(name, None) for name in ("queries", "keys", "values")}
         for block in self.blocks:
-            found |= {f"tower {block}, keys": seen.tower.keys(block), f"tower {block}": seen.tower.features(block)}
+            found |= {f"tower {block}, keys": seen.vision.keys(block), f"tower {block}": seen.vision.features(block)}
         return {name: tensor.clone() for name, tensor in found.items()} | {"the random state": torch.get_rng_state()}
 
 
@@ -93,10 +93,10 @@ def listed(seen: Seen, states: Int[Tensor, "m"], places: Int[Tensor, "m"], keep:
     """The same prompt with other visual tokens: the states of some tokens at the places of others."""
     look = seen.look
 
-    def tower() -> Tower:
+    def tower() -> Vision:
         assert look is not None
         whole = look()
-        return Tower(whole.places[places], lambda name, block: whole.read(name, block)[states])
+        return Vision(whole.places[places], lambda name, block: whole.read(name, block)[states])
 
     return replace(
         seen,
@@ -116,7 +116,7 @@ class _Probe(Scorer):
     into: list[Tried]
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return self.blocks
 
     def score(self, seen: Seen) -> Tensor:
@@ -155,7 +155,7 @@ def scored(scorer: Scorer, family: Family, dtype: torch.dtype = torch.float32) -
         tried.add("pairs", listed(seen, every // 2, every, min(seen.keep, n - 1)), scorer.score)
         tried.add("one token", listed(seen, every[:1], every[:1], 0), scorer.score)
 
-    return watched(family, dtype, layer_of(scorer), scorer.tower, attempt)
+    return watched(family, dtype, layer_of(scorer), scorer.reads_blocks, attempt)
 
 
 @cache
@@ -178,5 +178,5 @@ def merged(case: Merging, family: Family, dtype: torch.dtype = torch.float32) ->
         add("nothing kept", every[:0], replace(seen, keep=0))
         add("tokens alike", chosen, listed(seen, torch.zeros_like(every), every, seen.keep))
 
-    blocks = (*case.scorer.tower, *reads(case.merger))
+    blocks = (*case.scorer.reads_blocks, *reads(case.merger))
     return watched(family, dtype, layer_of(case.scorer, case.merger), blocks, attempt)

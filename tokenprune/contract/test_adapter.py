@@ -17,7 +17,7 @@ from ..builtin.scorers.random import Random
 from ..errors import TokenpruneError
 from ..parts.adapter import Adapter
 from ..parts.scheduler import Scheduler
-from ..state.prompt import PromptState
+from ..state.prompt import Prompt
 from .base import Contract
 from .families import ONE, RAGGED, Family
 from .looking import Tried, same, watched
@@ -155,7 +155,7 @@ class TestAdapter(Contract):
 
     def test_the_tower_is_seen_from_every_token(self, adapter: Adapter, family: Family) -> None:
         """Its states for the tokens of a prompt: numbers, and places that are places in pictures."""
-        tower = adapter.tower()
+        tower = adapter.vision_adapter()
         if tower is None:
             pytest.skip("states of this family's vision tower cannot be read")
         base = adapter.base(family.model())
@@ -165,7 +165,7 @@ class TestAdapter(Contract):
         states: list[Tensor] = []
 
         def attempt(tried: Tried) -> None:
-            look = tried.seen.tower
+            look = tried.seen.vision
             states.extend([look.features(), look.keys(), look.salience(), look.received(), look.places])
             assert all(len(state) == tried.n for state in states[-5:])
 
@@ -173,23 +173,23 @@ class TestAdapter(Contract):
         assert len(states) == 5 * len(tries) > 0
         assert all(state.isfinite().all() for state in states)
         for tried in tries:
-            places = tried.seen.tower.places
+            places = tried.seen.vision.places
             known = [tuple(place) for place in places.tolist() if min(place) >= 0]
             assert len(set(known)) == len(known) > 0, "two tokens have one place"
 
     def test_passes_inside_the_tower_drop_what_they_say(self, adapter: Adapter, family: Family) -> None:
         """After every block; and right before the projector, where nobody looks at them, as hidden by a mask."""
-        tower = adapter.tower()
+        tower = adapter.vision_adapter()
         if tower is None or tower.refuse(family.model().config):
             pytest.skip("this family's vision tower cannot be pruned")
         model, given = family.model(), family.inputs(RAGGED)
 
-        def pruned(schedule: Scheduler) -> tuple[Tensor, PromptState]:
-            work = {"tower": "vision", "scorer": Random(), "schedule": schedule}
-            with torch.no_grad(), prune(model, {"prune": [work]}) as pruning:
+        def pruned(schedule: Scheduler) -> tuple[Tensor, Prompt]:
+            step = {"tower": "vision", "scorer": Random(), "schedule": schedule}
+            with torch.no_grad(), prune(model, {"prune": [step]}) as pruning:
                 logits = model(**given).logits[:, -1]
             assert pruning.state is not None
-            left = zip(pruning.state.entered, pruning.state.counts, strict=True)
+            left = zip(pruning.state.count_after_vision, pruning.state.counts, strict=True)
             assert all(n < count for n, count in left if count), "nothing was dropped"
             return logits, pruning.state
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from ..errors import BudgetError, LayerError
-from ..parts.scheduler import Scheduler, Shape
+from ..parts.scheduler import PlanInput, Scheduler
 from .base import Contract
 
 DEPTHS = (1, 2, 4, 6, 7, 28, 32)
@@ -16,7 +16,7 @@ SHAPES = [(depth, visual) for depth in DEPTHS for visual in COUNTS]
 ECL = 3
 
 
-def planned(scheduler: Scheduler, shape: Shape) -> dict[int, int] | LayerError | BudgetError:
+def planned(scheduler: Scheduler, shape: PlanInput) -> dict[int, int] | LayerError | BudgetError:
     """Its plan, or the error that it may raise."""
     try:
         return scheduler.plan(shape)
@@ -24,8 +24,8 @@ def planned(scheduler: Scheduler, shape: Shape) -> dict[int, int] | LayerError |
         return error
 
 
-def shape(depth: int, visual: int) -> Shape:
-    return Shape(depth, visual, ecl=min(ECL, depth - 1))
+def shape(depth: int, visual: int) -> PlanInput:
+    return PlanInput(depth, visual, ecl=min(ECL, depth - 1))
 
 
 def _fits(scheduler: Scheduler, depth: int) -> bool:
@@ -70,5 +70,5 @@ class TestScheduler(Contract):
         if scheduler.needs_ecl:
             pytest.skip("it declares needs_ecl = True")
         for depth, visual in SHAPES:
-            known, unknown = (planned(scheduler, Shape(depth, visual, ecl)) for ecl in (1, None))
+            known, unknown = (planned(scheduler, PlanInput(depth, visual, ecl)) for ecl in (1, None))
             assert str(known) == str(unknown), "the plan depends on shape.ecl: declare needs_ecl = True"

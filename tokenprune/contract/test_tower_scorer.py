@@ -15,7 +15,7 @@ from ..api import prune
 from ..builtin.schedules import Spread
 from ..errors import ScorerError
 from ..parts.guard import NUMBERS
-from ..parts.scorer import TowerScorer
+from ..parts.scorer import VisionScorer
 from ..seen.pictures import Pictures, Ranking
 from .base import Contract
 from .families import RAGGED, Family
@@ -45,10 +45,10 @@ def check(given: Any, pictures: Pictures) -> None:
 
 
 @dataclass(frozen=True)
-class Tried(TowerScorer):
+class Tried(VisionScorer):
     """Ranks as the scorer does, and does to every group of pictures what a test asks for."""
 
-    scorer: TowerScorer
+    scorer: VisionScorer
     look: Callable[[Pictures], object]
     seen: list[int] = field(default_factory=list)
 
@@ -63,17 +63,19 @@ class Tried(TowerScorer):
 
 
 def each(
-    scorer: TowerScorer, family: Family, look: Callable[[Pictures], object], dtype: torch.dtype = torch.float32
+    scorer: VisionScorer, family: Family, look: Callable[[Pictures], object], dtype: torch.dtype = torch.float32
 ) -> None:
     """`look` at the pictures of a ragged batch, after every block of the tower."""
     tried = Tried(scorer, look)
-    work = {"tower": "vision", "scorer": tried, "merge": "nearest", "schedule": Spread(keep=0.4, strategy="mean")}
+    step = {"tower": "vision", "scorer": tried, "merge": "nearest", "schedule": Spread(keep=0.4, strategy="mean")}
     model = family.model(dtype=dtype)
-    with torch.inference_mode(), prune(model, {"prune": [work]}) as pruning:
+    with torch.inference_mode(), prune(model, {"prune": [step]}) as pruning:
         logits = model(**family.given(RAGGED, dtype)).logits
     assert tried.seen
     assert pruning.state is not None
-    assert all(0 < n < count for n, count in zip(pruning.state.entered, pruning.state.counts, strict=True) if count)
+    assert all(
+        0 < n < count for n, count in zip(pruning.state.count_after_vision, pruning.state.counts, strict=True) if count
+    )
     assert logits[:, -1].isfinite().all()
 
 
@@ -102,16 +104,16 @@ def changed(pictures: Pictures, trial: str) -> Pictures:
     return pictures
 
 
-class TestTowerScorer(Contract):
+class TestVisionScorer(Contract):
     """What every scorer inside the vision tower must do."""
 
-    def test_its_settings_are_a_value(self, tower_scorer: TowerScorer) -> None:
+    def test_its_settings_are_a_value(self, tower_scorer: VisionScorer) -> None:
         self.check_value(tower_scorer)
 
     @pytest.mark.parametrize("trial", TRIALS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_it_ranks_every_token(
-        self, tower_scorer: TowerScorer, family: Family, dtype: torch.dtype, trial: str
+        self, tower_scorer: VisionScorer, family: Family, dtype: torch.dtype, trial: str
     ) -> None:
         def look(pictures: Pictures) -> None:
             shown = changed(pictures, trial)
@@ -120,7 +122,7 @@ class TestTowerScorer(Contract):
         each(tower_scorer, family, look, dtype)
 
     def test_it_gives_the_same_twice_and_leaves_what_it_is_shown(
-        self, tower_scorer: TowerScorer, family: Family
+        self, tower_scorer: VisionScorer, family: Family
     ) -> None:
         """Also torch's random state: who samples answers would get others."""
 
@@ -138,7 +140,7 @@ class TestTowerScorer(Contract):
 
         each(tower_scorer, family, look)
 
-    def test_pictures_do_not_see_each_other(self, tower_scorer: TowerScorer, family: Family) -> None:
+    def test_pictures_do_not_see_each_other(self, tower_scorer: VisionScorer, family: Family) -> None:
         def look(pictures: Pictures) -> None:
             together = tower_scorer.rank(pictures).scores
             alone = cut(pictures, slice(1), pictures.keep)

@@ -1,6 +1,6 @@
 """The engine: with its parts for the vision tower (`vision.py`, `recorder.py`) the only caller of the interfaces.
 
-One prefill, in order: `_begin` (before the base model) finds or makes the PromptState; `_close` (before block 0) takes
+One prefill, in order: `_begin` (before the base model) finds or makes the Prompt; `_close` (before block 0) takes
 out the holes that passes inside the vision tower left (`vision.py`); `_look` keeps references to the projections of
 block L-1; `_enter` (before blocks >= L) scores, selects, narrows and hands every block the mask and rotary tables of
 what it sees; `_restore` gives the output the length the caller expects; `_end` lets the cache own the state. Decode
@@ -33,16 +33,16 @@ from ..model import ranks as parallel
 from ..parts import guard
 from ..parts.adapter import Adapter, RotaryTables
 from ..parts.merger import reads
-from ..parts.scheduler import Shape
-from ..plan.stages import Stage, plan, plan_stages, plan_tower
+from ..parts.scheduler import PlanInput
+from ..plan.stages import Stage, plan, plan_stages, plan_vision
 from ..recipe import Recipe
 from ..registry import spell_part
 from ..seen.prompt import Seen
-from ..seen.vision import Tower
+from ..seen.vision import Vision
 from ..state import cache as caches
-from ..state.prompt import PromptState
+from ..state.prompt import Prompt
 from ..state.view import View
-from ..vision.forward import TowerPruner
+from ..vision.forward import VisionPruner
 from ..vision.recorder import Recorder
 from . import inputs
 
@@ -58,14 +58,14 @@ if "reason" in inspect.signature(torch.compiler.disable).parameters:  # torch 2.
 
 
 _Depth = tuple[int | None, ...]
-"""`PromptState.layers`: blocks with the same one hold the same columns."""
+"""`Prompt.layers`: blocks with the same one hold the same columns."""
 
 
 @dataclass(eq=False)
 class _Turn:
     """One forward pass: what its hooks hand to each other."""
 
-    prompt: Any  # a PromptState before any block runs
+    prompt: Any  # a Prompt before any block runs
     attention_mask: Tensor | None
     total: int  # columns of the conversation with those of this pass, or of its mask where that has room for more
     cache: Any
@@ -110,8 +110,8 @@ class Pruner:
         self.processor = processor
         self.ecl: int | None = None
         self.recorder: Recorder | None = None
-        self.tower: TowerPruner | None = None
-        self.state: PromptState | None = None  # the last prompt batch
+        self.tower: VisionPruner | None = None
+        self.state: Prompt | None = None  # the last prompt batch
         self._signature = inspect.signature(self.base.forward)
         self._words = inspect.signature(self.decoder.forward).parameters  # what is not for pictures
         self._live = threading.local()
@@ -140,15 +140,15 @@ class Pruner:
             reason = reason or inputs.BOTH_WAYS
         if reason:
             raise UnsupportedModelError(f"this {self.config.model_type} model cannot be pruned: {reason}")
-        if any(work.schedule.needs_ecl for work in self.recipe.decoder):
+        if any(step.schedule.needs_ecl for step in self.recipe.decoder_passes):
             self.ecl = self._agreed(ecl.known(self.model, self.adapter) or 0) or None
             if self.ecl is None:
                 parallel.check_extra_pass(self.model)  # and when it is measured: weights may be sharded later
-        for work in self.recipe.decoder:
-            if self.ecl is None and work.schedule.needs_ecl:
+        for step in self.recipe.decoder_passes:
+            if self.ecl is None and step.schedule.needs_ecl:
                 continue
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
-                plan(work, Shape(len(self.blocks), visual=1, ecl=self.ecl))
+                plan(step, PlanInput(len(self.blocks), visual=1, ecl=self.ecl))
         self.recorder = self._recorder()
         self.tower = self._tower()
         with ExitStack() as undo:
@@ -170,34 +170,38 @@ class Pruner:
 
     def _recorder(self) -> Recorder | None:
         """For the vision tower's blocks that scorers and mergers read; None if they read none."""
-        wanted = [block for work in self.recipe.decoder for block in (*work.scorer.tower, *reads(work.merger))]  # type: ignore[union-attr]
+        wanted = [
+            block
+            for step in self.recipe.decoder_passes
+            for block in (*step.scorer.reads_blocks, *reads(step.merger))  # type: ignore[union-attr]
+        ]
         if not wanted:
             return None
-        tower = self.adapter.tower()
+        tower = self.adapter.vision_adapter()
         if tower is None:
             raise UnsupportedModelError(
                 f"the recipe reads states of the vision tower, and the adapter for {self.config.model_type} does not "
-                "know that tower: give it a `tower`, or use a scorer of hidden states such as diversity"
+                "know that tower: give it a `vision_adapter`, or use a scorer of hidden states such as diversity"
             )
         return Recorder(tower, self.base, self.config, wanted)
 
-    def _tower(self) -> TowerPruner | None:
+    def _tower(self) -> VisionPruner | None:
         """For passes inside the vision tower; None if the recipe has none."""
-        if not self.recipe.tower:
+        if not self.recipe.vision_passes:
             return None
-        tower, blocks = self.adapter.tower(), len(self.blocks)
+        tower, blocks = self.adapter.vision_adapter(), len(self.blocks)
         if tower is None:
             raise UnsupportedModelError(
                 f"the recipe prunes inside the vision tower, and the adapter for {self.config.model_type} does not "
-                "know that tower: give it a `tower`"
+                "know that tower: give it a `vision_adapter`"
             )
 
         def stages(depth: int, counts: Sequence[int]) -> dict[int, Stage]:
-            return plan_tower(self.recipe, depth, blocks, counts, self.ecl, self.budget)
+            return plan_vision(self.recipe, depth, blocks, counts, self.ecl, self.budget)
 
-        made = TowerPruner(tower, self.base, self.config, self.recipe.tower, stages)
+        made = VisionPruner(tower, self.base, self.config, self.recipe.vision_passes, stages)
         stages(made.depth, [])  # a budget of tokens
-        plan_tower(self.recipe, made.depth, blocks, [1], None)  # a layer that is not there
+        plan_vision(self.recipe, made.depth, blocks, [1], None)  # a layer that is not there
         return made
 
     def remove(self) -> None:
@@ -230,7 +234,9 @@ class Pruner:
         Block hooks stay; projections are hooked for one pass only, on the modules that are there now: a LoRA wrapped
         around them in between is seen, and decode steps do not pay.
         """
-        first = min((layer for prompt in turn.prompt.turns() for layer in prompt.stages), default=len(self.blocks))
+        first = min(
+            (layer for prompt in turn.prompt.conversation() for layer in prompt.stages), default=len(self.blocks)
+        )
         first = 0 if self.tower is not None else max(first, 0)
         for block in range(first, self._first):
             enter = partial(self._enter, block)
@@ -289,7 +295,7 @@ class Pruner:
         if prompt is None or not prompt.pruned:
             return True
         mask = inputs.columns(given.get("attention_mask"), 0, 1)
-        stages = [max(layer, 0) for turn in prompt.turns() for layer in turn.stages]
+        stages = [max(layer, 0) for turn in prompt.conversation() for layer in turn.stages]
         if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)) or min(stages) < self._first:
             return False
         turn = _Turn(prompt, mask, 0, cache=cache, traced=True, after=_NOTHING)
@@ -305,7 +311,7 @@ class Pruner:
 
     @_apart
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any], compiled: bool) -> None:
-        """Before the base model: columns with visual tokens make a PromptState, a later step finds it in its cache."""
+        """Before the base model: columns with visual tokens make a Prompt, a later step finds it in its cache."""
         if getattr(self._live, "paused", False):
             return
         self._forget()
@@ -404,7 +410,7 @@ class Pruner:
         positions: Tensor | None,
         drafts: int,
         fed: bool,
-    ) -> PromptState:
+    ) -> Prompt:
         """The state of a new prompt batch, `start` columns into its conversation; without stages if nothing drops."""
         valid = torch.ones_like(ids, dtype=torch.bool)
         if turn.attention_mask is not None:
@@ -428,17 +434,17 @@ class Pruner:
         lengths, counts, question, packed = numbers.tolist()  # the one sync
         if any(counts) and any(packed):
             raise PromptError(f"pruning cannot read these inputs: {inputs.PACKED}")
-        if self.ecl is None and any(counts) and any(work.schedule.needs_ecl for work in self.recipe.decoder):
+        if self.ecl is None and any(counts) and any(step.schedule.needs_ecl for step in self.recipe.decoder_passes):
             self.ecl = self._find_ecl(module, visual, args, kwargs)
         if any(n and drafts > text for n, text in zip(counts, question, strict=True)):
             drafts = 0  # logits of more than the picture's last token are asked for: nobody drafted that
         stages = {}
         if self.tower is None:  # else `_close` says how many tokens there are
             stages = plan_stages(self.recipe, len(self.blocks), counts, self.ecl, self.budget)
-        return PromptState(
+        return Prompt(
             ids=ids,
             visual=visual,
-            everything=View.full(valid, lengths),
+            full_view=View.full(valid, lengths),
             counts=tuple(counts),
             question=tuple(question),
             stages=stages,
@@ -533,20 +539,20 @@ class Pruner:
             )
             turn.flags.append((PromptError(reason), inputs.causal(mask, turn.prompt.start, width)))
 
-    def _close(self, turn: _Turn, tower: TowerPruner, hidden: Float[Tensor, "b s d"], kwargs: Any) -> Tensor:
+    def _close(self, turn: _Turn, tower: VisionPruner, hidden: Float[Tensor, "b s d"], kwargs: Any) -> Tensor:
         """Before block 0: take out the holes that passes inside the vision tower left, then plan the decoder's stages.
 
         The tower's stages are those before layer 0: its last one, before the projector, has the number -1.
         """
-        prompt, everything = turn.prompt, turn.prompt.everything.to(hidden.device)
+        prompt, everything = turn.prompt, turn.prompt.full_view.to(hidden.device)
         gone, left = tower.read(hidden, prompt.visual.to(hidden.device))
         before, view, local = prompt.counts, everything, None
-        for layer, (work, kept) in enumerate(left):
+        for layer, (step, kept) in enumerate(left):
             if kept != before:
                 lengths = [every - n + k for every, n, k in zip(everything.lengths, prompt.counts, kept, strict=True)]
                 view, local = everything.narrow(everything.valid & (gone > layer), lengths)
                 at = layer - tower.depth
-                prompt.stages[at] = Stage(work, before, kept, tower=layer)
+                prompt.stages[at] = Stage(step, before, kept, vision_layer=layer)
                 prompt.views[at], before = view, kept
         depth = len(self.blocks)
         prompt.stages.update(plan_stages(self.recipe, depth, before, self.ecl, self.budget, whole=prompt.counts))
@@ -576,7 +582,7 @@ class Pruner:
             mask = prompt.mask(block, turn.attention_mask, turn.total, device)
             if mask is not None and (room := caches.room(turn.cache)):
                 mask = functional.pad(mask, (0, room - mask.shape[1]))
-            compact = any(earlier.compact(block) is not None for earlier in prompt.turns())
+            compact = any(earlier.compact(block) is not None for earlier in prompt.conversation())
             turn.held[layers] = mask, prompt.dropped(block, device, turn.spared) if compact else None
         return turn.held[layers]
 
@@ -684,7 +690,7 @@ class Pruner:
     ) -> tuple[Int[Tensor, "j"], Float[Tensor, "n d"] | None, Float[Tensor, "n"]]:
         """Which of one prompt's visual tokens stay (in order), all of them after merging, if any, and their scores."""
         where = f"at layer {seen.layer}, prompt {row},"
-        scorer, merger = stage.work.scorer, stage.work.merger
+        scorer, merger = stage.step.scorer, stage.step.merger
         who = spell_part("scorer", type(scorer), where)
         with torch.no_grad():
             score = self._call(turn, who, seen, partial(scorer.score, seen))  # type: ignore[union-attr]
@@ -747,22 +753,22 @@ class Pruner:
             every = torch.ones(keys.shape[1], dtype=torch.bool, device=keys.device)
             return self.ranks.all_heads("keys", keys), every if held is None else held[row, : keys.shape[1]]
 
-        full, width = prompt.everything.lengths[row], prompt.everything.width
+        full, width = prompt.full_view.lengths[row], prompt.full_view.width
         every: Any = slice(width - prompt.drafts)
         if full != width:
-            every = prompt.everything.valid[row].int().argsort(stable=True)[-full:][: full - prompt.drafts]
+            every = prompt.full_view.valid[row].int().argsort(stable=True)[-full:][: full - prompt.drafts]
         ids = prompt.ids[row][every]
         question = prompt.question[row] - prompt.drafts
 
         def embedded() -> tuple[Tensor, Tensor]:
             assert turn.embedded is not None  # `_embed`; until the last stage is over
-            entered, marked = turn.embedded[row], prompt.entering[row][every]
+            entered, marked = turn.embedded[row], prompt.visual_after_vision[row][every]
             entered = entered[every if isinstance(every, slice) else every.to(entered.device)]
-            shown = marked.int().argsort(stable=True)[len(marked) - prompt.entered[row] :]
+            shown = marked.int().argsort(stable=True)[len(marked) - prompt.count_after_vision[row] :]
             return guard.own(entered.to(hidden.device)), shown.to(hidden.device)
 
         @cache
-        def look() -> Tower:
+        def look() -> Vision:
             return self.recorder.find(states[rank[at]])  # type: ignore[union-attr]
 
         def spell() -> str:
@@ -773,7 +779,7 @@ class Pruner:
             return str(reader.decode(asked, skip_special_tokens=True))
 
         rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
-        place = prompt.everything.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
+        place = prompt.full_view.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
         return Seen(
             layer=layer,
             keep=prompt.stages[layer].kept[row],
@@ -806,10 +812,10 @@ class Pruner:
             output.hidden_states = tuple(spread(i, hidden) for i, hidden in enumerate(output.hidden_states))
         return output
 
-    def _spread(self, prompt: PromptState, ran: int, hidden: Tensor | None) -> Tensor | None:
+    def _spread(self, prompt: Prompt, ran: int, hidden: Tensor | None) -> Tensor | None:
         """Hidden states after `ran` blocks, each row at its prompt column."""
         view = prompt.seen(max(ran - 1, 0))
-        if hidden is None or view is prompt.everything:
+        if hidden is None or view is prompt.full_view:
             return hidden
         view = view.to(hidden.device)
         hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden

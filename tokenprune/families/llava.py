@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..parts.adapter import Box
-from ..parts.vision import TowerAdapter
+from ..parts.vision import VisionAdapter
 from .decoder import LlamaStyleAdapter
 from .grids import clip_window, grid_boxes, nowhere, tower_grid
 from .towers import ClipTower
@@ -28,7 +28,7 @@ class LlavaAdapter(LlamaStyleAdapter):
     def window(self, processor: Any, width: int, height: int) -> Box:
         return clip_window(processor, width, height)
 
-    def tower(self) -> TowerAdapter:
+    def vision_adapter(self) -> VisionAdapter:
         return ClipTower()
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..parts.vision import TowerAdapter
+from ..parts.vision import VisionAdapter
 from .decoder import LlamaStyleAdapter
 from .grids import grid_boxes, nowhere, tower_grid
 from .towers import NextTower
@@ -28,7 +28,7 @@ class LlavaNextAdapter(LlamaStyleAdapter):
         sizes = [tuple(map(int, size)) for size in inputs.get("image_sizes", ())]
         return {config.image_token_id: [_picture(config, height, width) for height, width in sizes]}
 
-    def tower(self) -> TowerAdapter:
+    def vision_adapter(self) -> VisionAdapter:
         return NextTower()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..parts.adapter import RotaryTables
-from ..parts.vision import TowerAdapter
+from ..parts.vision import VisionAdapter
 from .decoder import LlamaStyleAdapter
 from .grids import grid_boxes
 from .towers import WindowTower
@@ -34,5 +34,5 @@ class Qwen2_5VLAdapter(LlamaStyleAdapter):
             )
         }
 
-    def tower(self) -> TowerAdapter:
+    def vision_adapter(self) -> VisionAdapter:
         return WindowTower()

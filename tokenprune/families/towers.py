@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..parts.vision import BlockRun, Call, TowerAdapter
-from ..seen.vision import TowerBlock
+from ..parts.vision import BlockRun, Call, VisionAdapter
+from ..seen.vision import VisionBlock
 
 
-class ClipTower(TowerAdapter):
+class ClipTower(VisionAdapter):
     """Pictures of equal size, one row per patch, a CLS row in front (none in SigLIP's)."""
 
     names: tuple[str, ...] = ("vision_tower",)
@@ -50,12 +50,12 @@ class ClipTower(TowerAdapter):
     def projections(self, block: Any) -> Mapping[str, nn.Module]:
         return {"queries": block.self_attn.q_proj, "keys": block.self_attn.k_proj}
 
-    def read(self, tower: nn.Module, block: Any, run: BlockRun) -> TowerBlock:
+    def read(self, tower: nn.Module, block: Any, run: BlockRun) -> VisionBlock:
         def heads(flat: Float[Tensor, "b l w"]) -> Float[Tensor, "H r dh"]:
             return rearrange(flat, "b l (heads dh) -> heads (b l) dh", dh=block.self_attn.head_dim)
 
         pictures, length = run.output.shape[:2]
-        return TowerBlock(
+        return VisionBlock(
             queries=heads(run.projected["queries"]),
             keys=heads(run.projected["keys"]),
             features=run.output.flatten(0, 1),
@@ -120,7 +120,7 @@ class TwoTowers(ClipTower):
     names = ("image_tower", "video_tower")
 
 
-class WindowTower(TowerAdapter):
+class WindowTower(VisionAdapter):
     """Qwen2.5-VL's: patches of all pictures in one row, in the order of windows; units of 2 x 2 become one token."""
 
     def towers(self, base: Any) -> list[nn.Module]:
@@ -141,7 +141,7 @@ class WindowTower(TowerAdapter):
     def projections(self, block: Any) -> Mapping[str, nn.Module]:
         return {"all": block.attn.qkv}
 
-    def read(self, tower: nn.Module, block: Any, run: BlockRun) -> TowerBlock:
+    def read(self, tower: nn.Module, block: Any, run: BlockRun) -> VisionBlock:
         queries, keys, _ = rearrange(
             run.projected["all"], "r (three heads dh) -> three heads r dh", three=3, heads=block.attn.num_heads
         )
@@ -153,7 +153,7 @@ class WindowTower(TowerAdapter):
             return (precise * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
 
         lengths = run.call[1]["cu_seqlens"].diff().tolist()
-        return TowerBlock(queries, keys, run.output, tuple(lengths), block.attn.scaling, cls=False, rotate=rotate)
+        return VisionBlock(queries, keys, run.output, tuple(lengths), block.attn.scaling, cls=False, rotate=rotate)
 
     def sources(self, projected: tuple[int, ...], rows: int) -> Int[Tensor, "m u"]:
         return torch.arange(rows).reshape(projected[0], -1)

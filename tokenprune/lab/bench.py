@@ -25,9 +25,9 @@ from ..amounts import Budget
 from ..api import Pruning, prune
 from ..errors import TokenpruneError
 from ..outputs import write_all
-from ..parts.scheduler import Scheduler, Shape
-from ..parts.scorer import Scorer, TowerScorer
-from ..plan.cost import MIB, Geometry
+from ..parts.scheduler import PlanInput, Scheduler
+from ..parts.scorer import Scorer, VisionScorer
+from ..plan.cost import MIB, DecoderSize
 from ..recipe import Recipe, RecipeLike, load
 from ..registry import registry
 from ..seen.pictures import Pictures, Ranking
@@ -70,7 +70,7 @@ class Flops:
     """Of one prefill, decoder and head.
 
     Attributes:
-        formula: `Geometry.prefill_flops` and the head's one row.
+        formula: `DecoderSize.prefill_flops` and the head's one row.
         counted: by `torch.utils.flop_counter`, scorers apart.
         scoring: counted inside scorers.
         tower: counted while pictures are encoded, scorers apart.
@@ -143,15 +143,15 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class _Watched(Scorer, TowerScorer):
+class _Watched(Scorer, VisionScorer):
     """A scorer whose calls are watched."""
 
     scorer: Any
     watch: Stopwatch
 
     @property
-    def tower(self) -> tuple[Block, ...]:
-        return self.scorer.tower
+    def reads_blocks(self) -> tuple[Block, ...]:
+        return self.scorer.reads_blocks
 
     @property
     def proportional(self) -> bool:
@@ -173,20 +173,20 @@ class _At(Scheduler):
     schedule: Scheduler
     ecl: int
 
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         return self.schedule.plan(replace(shape, ecl=self.ecl))
 
 
 def watched(recipe: Recipe, watch: Stopwatch) -> Recipe:
     """The same recipe, each call of its scorers watched."""
-    passes = (replace(work, scorer=_Watched(work.scorer, watch)) for work in recipe.passes)
+    passes = (replace(step, scorer=_Watched(step.scorer, watch)) for step in recipe.passes)
     return replace(recipe, passes=tuple(passes))
 
 
 def at_layer(recipe: Recipe, ecl: int) -> Recipe:
     """The same recipe with its Entropy Collapse Layer said, where it asks for one."""
     passes = (
-        replace(work, schedule=_At(work.schedule, ecl)) if work.schedule.needs_ecl else work for work in recipe.passes
+        replace(step, schedule=_At(step.schedule, ecl)) if step.schedule.needs_ecl else step for step in recipe.passes
     )
     return replace(recipe, passes=tuple(passes))
 
@@ -233,7 +233,7 @@ class Bench:
             )
         self.sync = torch.cuda.synchronize if self._cuda else lambda: None
         config = self.model.config
-        self.geometry = Geometry.of(config)
+        self.geometry = DecoderSize.of(config)
         ids = self.inputs["input_ids"]
         self.visual = int(registry().adapter(config).visual(config, ids).sum())
         self.text = ids.shape[1] - self.visual
@@ -337,7 +337,7 @@ class Bench:
             for recipe, found, pruning in zip(recipes, shares, forms, strict=True):
                 watch.seconds = 0.0
                 run = self.run(pruning, new_tokens=2)
-                found.append(1000 * watch.seconds / (run.prefill_ms + (run.tower_ms if recipe.tower else 0)))
+                found.append(1000 * watch.seconds / (run.prefill_ms + (run.tower_ms if recipe.vision_passes else 0)))
         return [statistics.median(found[1:]) for found in shares]
 
     @torch.no_grad()

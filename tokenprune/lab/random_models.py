@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..ecl import shipped
 from ..errors import LayerError, TokenpruneError, UnknownNameError
-from ..plan.cost import SHAPES, Geometry
+from ..plan.cost import SHAPES, DecoderSize
 from .loading import encode
 
 IMAGE, VIDEO = 32000, 32001  # token ids of placeholders; all text is below
@@ -93,11 +93,11 @@ PUBLISHED = {
 }
 
 
-def scaled(sizes: Geometry, scale: Fraction) -> Geometry:
+def scaled(sizes: DecoderSize, scale: Fraction) -> DecoderSize:
     """This share of the width and of the depth; at least four blocks; heads keep their size."""
     heads = max(1, round(sizes.heads * scale))
     most = max(1, round(sizes.kv_heads * scale))
-    return Geometry(
+    return DecoderSize(
         depth=max(4, round(sizes.depth * scale)),
         width=heads * sizes.head_size,
         ffn=max(1, round(sizes.ffn * scale)),

@@ -22,7 +22,7 @@ from .. import ecl
 from ..amounts import Budget
 from ..api import prune
 from ..errors import MediaError, PromptError, TokenpruneError, install
-from ..plan.cost import Geometry
+from ..plan.cost import DecoderSize
 from ..recipe import RecipeLike, load, presets, registered
 from ..registry import registry
 from ..show.html import COLOURS, SHORTEST, colour_bar
@@ -144,7 +144,7 @@ def compare(
     name = recipe if isinstance(recipe, str) else load(recipe).name
     figures = []
     for stage in report.stages:
-        for what in (f"{stage.kept[0]} left", "scores") if stage.tower is None else (f"{stage.kept[0]} left",):
+        for what in (f"{stage.kept[0]} left", "scores") if stage.vision_layer is None else (f"{stage.kept[0]} left",):
             drawn = pruning.overlay(picture, inputs, stage=stage.layer, scores=what == "scores")
             figures.append((_enlarged(drawn), f"{stage.where}: {what}"))
     figures = figures or [(_enlarged(picture), f"all {one.visual} tokens")]
@@ -227,8 +227,8 @@ def upload(path: Path) -> Image.Image:
 def movable(recipe: RecipeLike) -> int | None:
     """Which pass a layer is set for: the first one in the decoder, if it prunes at one layer; else None."""
     built = load(recipe)
-    first = len(built.tower)
-    schedule = built.passes[first].schedule if built.decoder else None
+    first = len(built.vision_passes)
+    schedule = built.passes[first].schedule if built.decoder_passes else None
     return first if schedule is not None and (schedule.needs_ecl or hasattr(schedule, "layer")) else None
 
 
@@ -258,7 +258,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
     drawn = list(islice(scenes.held_out(seed), SCENES))
     shown = drawn[0].picture if image is None else upload(image)
     asked = {question.text: question.answer for question in drawn[0].questions}
-    depth = Geometry.of(loaded.model.config).depth
+    depth = DecoderSize.of(loaded.model.config).depth
     name = Path(str(loaded.model.config._name_or_path)).name
 
     def ask(
@@ -288,7 +288,7 @@ def build(loaded: Loaded, recipe: str = "entropyprune", image: Path | None = Non
             overlays: made.figures,
             curve: made.entropy,
             words: made.collapse,
-            layers: next((stage.layer for stage in made.stages if own_layer and stage.tower is None), layer),
+            layers: next((stage.layer for stage in made.stages if own_layer and stage.vision_layer is None), layer),
             budgets: made.percent if own_budget else percent,
         }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..parts.adapter import Adapter
-from ..plan.cost import Geometry
+from ..plan.cost import DecoderSize
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ranks:
     def of(cls, model: Any) -> Ranks:
         if (getattr(model, "_tp_size", None) or 1) == 1:
             return cls()
-        mesh, sizes = model._device_mesh, Geometry.of(model.config)
+        mesh, sizes = model._device_mesh, DecoderSize.of(model.config)
         group = mesh["tp"].get_group() if "tp" in (mesh.mesh_dim_names or ()) else mesh.get_group()
         return cls(group, sizes.heads, sizes.kv_heads)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .vision import TowerAdapter
+from .vision import VisionAdapter
 
 RotaryTables = tuple[Tensor, Tensor]
 """cos and sin, each `b s dh`."""
@@ -90,6 +90,6 @@ class Adapter(ABC):
         `processor` is the image or video processor; raises TokenpruneError where it is needed and None.
         """
 
-    def tower(self) -> TowerAdapter | None:
+    def vision_adapter(self) -> VisionAdapter | None:
         """Who knows this family's vision tower; None if its states cannot be read."""
         return None

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
-class Shape:
+class PlanInput:
     """What a schedule may know: decoder blocks, visual tokens of one prompt, and the Entropy Collapse Layer."""
 
     depth: int
@@ -29,7 +29,7 @@ class Scheduler(ABC):
     """Whether `plan` reads `shape.ecl`; it is then known before `plan` is called."""
 
     @abstractmethod
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         """`{layer: tokens kept}`, layers ascending, counts strictly decreasing and below `shape.visual`.
 
         Raises LayerError (whatever `shape.visual` is) and BudgetError.

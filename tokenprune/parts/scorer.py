@@ -23,8 +23,8 @@ class Scorer(ABC):
     """Whether tokens get the same scores in whatever order they are listed; `tokenprune.contract` then checks it."""
 
     @property
-    def tower(self) -> tuple[Block, ...]:
-        """Blocks of the vision tower whose states `score` asks `seen.tower` for; only these are recorded."""
+    def reads_blocks(self) -> tuple[Block, ...]:
+        """Blocks of the vision tower whose states `score` asks `seen.vision` for; only these are recorded."""
         return ()
 
     @abstractmethod
@@ -32,10 +32,10 @@ class Scorer(ABC):
         """One number per visual token; the `seen.keep` highest survive, ties go to the lower column."""
 
 
-class TowerScorer(ABC):
+class VisionScorer(ABC):
     """Ranks the tokens of pictures inside the vision tower (`tower: vision`). A frozen dataclass, as a Scorer is.
 
-    A class may be both: a Scorer for the decoder and a TowerScorer.
+    A class may be both: a Scorer for the decoder and a VisionScorer.
     """
 
     @property

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..seen.vision import TowerBlock
+from ..seen.vision import VisionBlock
 
 
-class TowerAdapter(ABC):
+class VisionAdapter(ABC):
     """Knows one family's vision tower: answers questions about modules and rows, decides nothing.
 
     A run of the tower gives rows; the projector turns them into the rows that become visual tokens. All rows of a run
@@ -46,7 +46,7 @@ class TowerAdapter(ABC):
         """The linear layers that `read` wants the outputs of, by names of its own."""
 
     @abstractmethod
-    def read(self, tower: nn.Module, block: nn.Module, run: BlockRun) -> TowerBlock:
+    def read(self, tower: nn.Module, block: nn.Module, run: BlockRun) -> VisionBlock:
         """What a block computed, from what was seen of it."""
 
     @abstractmethod

@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Geometry:
+class DecoderSize:
     """Sizes of a decoder, and what its prompts and vision tower are counted in.
 
     Args:
@@ -29,7 +29,7 @@ class Geometry:
         kv_heads: key/value heads h.
         head_size: dh.
         family: model type, for messages.
-        tower: blocks of the vision tower that count, and its projector; 0 if they are not known.
+        vision_depth: blocks of the vision tower that count, and its projector; 0 if they are not known.
         pictures: pictures, tiles or frames that make the visual tokens of a prompt.
         cls: visual tokens that each has besides its patches.
     """
@@ -41,19 +41,19 @@ class Geometry:
     kv_heads: int
     head_size: int
     family: str = ""
-    tower: int = 0
+    vision_depth: int = 0
     pictures: int = 1
     cls: int = 0
 
     @classmethod
-    def of(cls, config: Any) -> Geometry:
+    def of(cls, config: Any) -> DecoderSize:
         """From a transformers config."""
         from ..registry import registry  # which imports torch: formulas, and help texts that name shapes, need none
 
         text = config.get_text_config()
         vision, tower = getattr(config, "vision_config", None), None
         with suppress(UnsupportedModelError):
-            tower = registry().adapter(config).tower()
+            tower = registry().adapter(config).vision_adapter()
         blocks: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
         heads = text.num_attention_heads
         return cls(
@@ -64,7 +64,7 @@ class Geometry:
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
             family=config.model_type,
-            tower=tower.features(config, blocks) + 2 if tower and blocks else 0,
+            vision_depth=tower.features(config, blocks) + 2 if tower and blocks else 0,
         )
 
     def block_flops(self, n: int) -> int:
@@ -98,10 +98,10 @@ class Geometry:
 _LLAMA_7B = {"depth": 32, "width": 4096, "ffn": 11008, "heads": 32, "kv_heads": 32, "head_size": 128}
 
 SHAPES = {
-    "llava-1.5-7b": Geometry(**_LLAMA_7B, family="llava", tower=24),
-    "llava-next-7b": Geometry(**_LLAMA_7B, family="llava_next", tower=24, pictures=5),
-    "video-llava-7b": Geometry(**_LLAMA_7B, family="video_llava", tower=24, pictures=8, cls=1),
-    "qwen2.5-vl-7b": Geometry(28, 3584, 18944, 28, 4, 128, family="qwen2_5_vl", tower=33),
+    "llava-1.5-7b": DecoderSize(**_LLAMA_7B, family="llava", vision_depth=24),
+    "llava-next-7b": DecoderSize(**_LLAMA_7B, family="llava_next", vision_depth=24, pictures=5),
+    "video-llava-7b": DecoderSize(**_LLAMA_7B, family="video_llava", vision_depth=24, pictures=8, cls=1),
+    "qwen2.5-vl-7b": DecoderSize(28, 3584, 18944, 28, 4, 128, family="qwen2_5_vl", vision_depth=33),
 }
 """The four families' 7B models, from their published configs."""
 
@@ -114,7 +114,7 @@ def visual_tokens(shape: str) -> int:
     return VISUAL.get(shape, 576)
 
 
-def geometry(name: str) -> Geometry:
+def geometry(name: str) -> DecoderSize:
     """A named shape, or the sizes in a local `config.json` (or the folder that holds one).
 
     Raises:
@@ -134,6 +134,6 @@ def geometry(name: str) -> Geometry:
 
     try:
         content = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-        return Geometry.of(AutoConfig.for_model(**content))
+        return DecoderSize.of(AutoConfig.for_model(**content))
     except Exception as error:  # whatever a config class can raise
         raise TokenpruneError(f"{path} is not the config.json of a model that transformers knows: {error}") from error

@@ -11,10 +11,10 @@ from typing import Any
 
 from ..amounts import Budget
 from ..errors import BudgetError, LayerError, RecipeError, ScheduleError, TokenpruneError
-from ..parts.scheduler import Shape
+from ..parts.scheduler import PlanInput
 from ..recipe import Pass, Recipe
 from ..registry import registry
-from .cost import Geometry
+from .cost import DecoderSize
 from .rescale import rescale
 
 
@@ -22,20 +22,20 @@ from .rescale import rescale
 class Stage:
     """What happens at one layer: which pass, and how many visual tokens each prompt has before and after.
 
-    `tower` counts the blocks of the vision tower that ran before, if that is where it happens.
+    `vision_layer` counts the blocks of the vision tower that ran before, if that is where it happens.
     """
 
-    work: Pass
+    step: Pass
     before: tuple[int, ...]
     kept: tuple[int, ...]
-    tower: int | None = None
+    vision_layer: int | None = None
 
 
-def plan(work: Pass, shape: Shape) -> dict[int, int]:
+def plan(step: Pass, shape: PlanInput) -> dict[int, int]:
     """What a pass's schedule plans, checked. Raises ScheduleError, and what `Scheduler.plan` raises."""
-    who = f"{registry().origin('scheduler', type(work.schedule))}, planning {shape.visual} visual tokens,"
+    who = f"{registry().origin('scheduler', type(step.schedule))}, planning {shape.visual} visual tokens,"
     try:
-        planned: Any = work.schedule.plan(shape)
+        planned: Any = step.schedule.plan(shape)
     except TokenpruneError:
         raise
     except Exception as error:
@@ -48,7 +48,7 @@ def plan(work: Pass, shape: Shape) -> dict[int, int]:
     return {int(layer): int(kept) for layer, kept in planned.items()}
 
 
-def _possible(planned: Any, shape: Shape) -> bool:
+def _possible(planned: Any, shape: PlanInput) -> bool:
     if not isinstance(planned, Mapping) or not all(isinstance(n, Integral) for item in planned.items() for n in item):
         return False
     counts = [shape.visual, *(planned[layer] for layer in sorted(planned))]
@@ -70,17 +70,17 @@ def plan_stages(
 
     Raises LayerError, BudgetError, and RecipeError if the passes do not go down the decoder in order.
     """
-    works, plans = _put_together(recipe.name, recipe.decoder, depth, counts, ecl)
-    if budget is not None and recipe.decoder:
+    steps, plans = _put_together(recipe.name, recipe.decoder_passes, depth, counts, ecl)
+    if budget is not None and recipe.decoder_passes:
         plans = [
             rescale(planned, depth, n, budget, of)
             for planned, n, of in zip(plans, counts, whole or counts, strict=True)
         ]
-    return _stages(works, plans, counts)
+    return _stages(steps, plans, counts)
 
 
-def plan_tower(
-    recipe: Recipe, tower: int, depth: int, counts: Sequence[int], ecl: int | None, budget: Budget | None = None
+def plan_vision(
+    recipe: Recipe, vision_depth: int, depth: int, counts: Sequence[int], ecl: int | None, budget: Budget | None = None
 ) -> dict[int, Stage]:
     """What the passes inside the vision tower do to pictures of `counts` tokens, by layer of the tower.
 
@@ -89,7 +89,7 @@ def plan_tower(
     With a budget, what each step drops is rescaled, so that decoder passes rescaled by the same factor meet it.
 
     Args:
-        tower: its blocks that count, and the projector.
+        vision_depth: blocks of the vision tower that count, and the projector.
         depth: decoder blocks.
 
     Raises LayerError, BudgetError, and RecipeError if the passes do not go up the tower in order.
@@ -100,35 +100,35 @@ def plan_tower(
             f"visual tokens, such as 1/3, got {budget} tokens"
         )
     try:
-        works, plans = _put_together(recipe.name, recipe.tower, tower, counts, None)
+        steps, plans = _put_together(recipe.name, recipe.vision_passes, vision_depth, counts, None)
     except LayerError as error:
         raise LayerError(f"inside the vision tower (its last block is the projector): {error}") from error
     if budget is not None:
         for row, n in enumerate(counts):
             kept = min(plans[row].values(), default=n)
-            _, (after,) = _put_together(recipe.name, recipe.decoder, depth, [kept], ecl)
+            _, (after,) = _put_together(recipe.name, recipe.decoder_passes, depth, [kept], ecl)
             wanted = _rescaled(kept, after, depth, n, budget)
             share = Fraction(n - wanted, max(n - kept, 1))
             plans[row] = {layer: n - int((n - left) * share) for layer, left in plans[row].items()}
     plans = [{layer: max(1, left) for layer, left in planned.items()} for planned in plans]
-    return _stages(works, plans, counts)
+    return _stages(steps, plans, counts)
 
 
 def plan_whole(
-    recipe: Recipe, sizes: Geometry, visual: int, ecl: int | None, budget: Budget | None = None
+    recipe: Recipe, sizes: DecoderSize, visual: int, ecl: int | None, budget: Budget | None = None
 ) -> dict[int, int]:
     """`{layer: visual tokens kept}` of one prompt, as far as shapes tell; layers below 0 are of the vision tower.
 
     Raises what `plan_tower` and `plan_stages` raise.
     """
     plan, left = {}, visual
-    if recipe.tower:
+    if recipe.vision_passes:
         if isinstance(budget, int):
             budget = f"{min(budget, visual)}/{visual}"
         (each, rest) = divmod(visual, sizes.pictures)
-        stages = plan_tower(recipe, sizes.tower, sizes.depth, [each - sizes.cls], ecl, budget)
+        stages = plan_vision(recipe, sizes.vision_depth, sizes.depth, [each - sizes.cls], ecl, budget)
         for layer, stage in stages.items():
-            plan[layer - sizes.tower] = left = sizes.pictures * (stage.kept[0] + sizes.cls) + rest
+            plan[layer - sizes.vision_depth] = left = sizes.pictures * (stage.kept[0] + sizes.cls) + rest
     stages = plan_stages(recipe, sizes.depth, [left], ecl, budget, whole=[visual])
     return {**plan, **{layer: stage.kept[0] for layer, stage in stages.items()}}
 
@@ -142,13 +142,13 @@ def _rescaled(kept: int, after: Mapping[int, int], depth: int, n: int, budget: B
     return min(n, max(scaled.get(0, n), round(kept * scaled.get(0, n) / plan[0])))
 
 
-def _stages(works: Mapping[int, Pass], plans: Sequence[Mapping[int, int]], counts: Sequence[int]) -> dict[int, Stage]:
+def _stages(steps: Mapping[int, Pass], plans: Sequence[Mapping[int, int]], counts: Sequence[int]) -> dict[int, Stage]:
     stages: dict[int, Stage] = {}
     left = tuple(counts)
-    for layer, work in works.items():
+    for layer, step in steps.items():
         kept = tuple(planned.get(layer, now) for now, planned in zip(left, plans, strict=True))
         if kept != left:
-            stages[layer] = Stage(work, left, kept)
+            stages[layer] = Stage(step, left, kept)
             left = kept
     return stages
 
@@ -157,16 +157,16 @@ def _put_together(
     recipe: str, passes: Sequence[Pass], depth: int, counts: Sequence[int], ecl: int | None
 ) -> tuple[dict[int, Pass], list[dict[int, int]]]:
     """The pass at each layer where some prompt drops tokens, layers ascending, and each prompt's `{layer: kept}`."""
-    works: dict[int, Pass] = {}
+    steps: dict[int, Pass] = {}
     together: list[dict[int, int]] = [{} for _ in counts]
     left = list(counts)
-    for work in passes:
-        plans = [plan(work, Shape(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
+    for step in passes:
+        plans = [plan(step, PlanInput(depth, visual=n, ecl=ecl)) if n else {} for n in counts]
         for layer in sorted({layer for planned in plans for layer in planned}):
-            if works and layer <= max(works):
+            if steps and layer <= max(steps):
                 raise RecipeError(recipe, [f"two passes meet at layer {layer} of {depth}: layers must ascend"])
             for row, planned in enumerate(plans):
                 if planned.get(layer, left[row]) < left[row]:
-                    works[layer] = work
+                    steps[layer] = step
                     together[row][layer] = left[row] = planned[layer]
-    return works, together
+    return steps, together

@@ -24,7 +24,7 @@ SUFFIXES = (".yaml", ".yml")
 
 def registered() -> dict[str, Path]:
     """Registered recipes by name."""
-    return {name: entry.thing for name, entry in registry().entries["recipe"].items()}
+    return {name: entry.part for name, entry in registry().entries["recipe"].items()}
 
 
 def source(name: str) -> str:

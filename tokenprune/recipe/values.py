@@ -11,10 +11,10 @@ from typing import Any, Literal
 from ..errors import RecipeError
 from ..parts.merger import Merger, reads
 from ..parts.scheduler import Scheduler
-from ..parts.scorer import Scorer, TowerScorer
+from ..parts.scorer import Scorer, VisionScorer
 from ..registry import registry
 
-SCORERS = (Scorer, TowerScorer)
+SCORERS = (Scorer, VisionScorer)
 
 RecipeLike = typing.Union["Recipe", Mapping[str, Any], str, Path]
 """A name (`entropyprune`, `entropyprune@128`), a path, a mapping as in YAML, or a Recipe."""
@@ -36,7 +36,7 @@ class Pass:
             and budgets are of each picture, tile or frame; None prunes in the decoder.
     """
 
-    scorer: Scorer | TowerScorer
+    scorer: Scorer | VisionScorer
     schedule: Scheduler
     merge: str | None = None
     positions: Literal["original", "compact"] = "original"
@@ -48,7 +48,7 @@ class Pass:
             if not isinstance(self.scorer, Scorer):
                 raise ValueError(f"{name} ranks pictures inside the vision tower: give its pass tower: vision")
             return
-        if not isinstance(self.scorer, TowerScorer):
+        if not isinstance(self.scorer, VisionScorer):
             raise ValueError(f"{name} ranks tokens of a prompt, which the vision tower does not know: leave tower out")
         if self.merge not in (None, "nearest"):
             raise ValueError(f"inside the vision tower tokens are merged by `nearest`, got merge: {self.merge}")
@@ -70,19 +70,19 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.passes:
             raise RecipeError(self.name, ["prune: a recipe needs at least one pass, got an empty list"])
-        if self.passes != (*self.tower, *self.decoder):
+        if self.passes != (*self.vision_passes, *self.decoder_passes):
             raise RecipeError(self.name, ["prune: passes with tower: vision come first, pictures are encoded first"])
-        for number, work in enumerate(self.passes):
-            if self.tower and not work.tower and (work.scorer.tower or reads(work.merger)):  # type: ignore[union-attr]
+        for number, step in enumerate(self.passes):
+            if self.vision_passes and not step.tower and (step.scorer.reads_blocks or reads(step.merger)):  # type: ignore[union-attr]
                 reason = f"prune.{number}: it reads the vision tower's states of every token"
                 raise RecipeError(self.name, [f"{reason}, and passes with tower: vision have dropped some of them"])
 
     @property
-    def tower(self) -> tuple[Pass, ...]:
+    def vision_passes(self) -> tuple[Pass, ...]:
         """Passes inside the vision tower."""
-        return tuple(work for work in self.passes if work.tower)
+        return tuple(step for step in self.passes if step.tower)
 
     @property
-    def decoder(self) -> tuple[Pass, ...]:
+    def decoder_passes(self) -> tuple[Pass, ...]:
         """Passes in the decoder."""
-        return tuple(work for work in self.passes if not work.tower)
+        return tuple(step for step in self.passes if not step.tower)

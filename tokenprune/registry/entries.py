@@ -20,7 +20,7 @@ class Entry:
 
     kind: str
     name: str
-    thing: Any
+    part: Any
     distribution: str
 
 
@@ -56,29 +56,29 @@ class Registry:
         known = self.entries[kind]
         if name not in known:
             raise UnknownNameError(kind, name, known)
-        return known[name].thing
+        return known[name].part
 
-    def origin(self, kind: str, thing: Any) -> str:
+    def origin(self, kind: str, part: Any) -> str:
         """A thing in words, for errors: its name and the distribution that brings it."""
         for entry in self.entries[kind].values():
-            if entry.thing is thing:
+            if entry.part is part:
                 return f"{kind} {entry.name!r} of {entry.distribution}"
-        return f"{kind} {thing.__name__!r} of module {thing.__module__}"
+        return f"{kind} {part.__name__!r} of module {part.__module__}"
 
     def adapter(self, config: Any) -> Adapter:
         """The adapter for `config.model_type`. Raises UnsupportedModelError; RegistryError if plugins have several."""
         model_type = getattr(config, "model_type", None)
-        found = [entry for entry in self.entries["adapter"].values() if model_type in entry.thing.model_types]
+        found = [entry for entry in self.entries["adapter"].values() if model_type in entry.part.model_types]
         ours = [entry for entry in found if entry.distribution == DISTRIBUTION]
         if len(ours or found) == 1:
-            adapter: Adapter = (ours or found)[0].thing()
+            adapter: Adapter = (ours or found)[0].part()
             return adapter
         if found:
             raise RegistryError(contest(f"model type {model_type!r}", found))
         for name, rivals in self.contested["adapter"].items():
-            if any(model_type in entry.thing.model_types for entry in rivals):
+            if any(model_type in entry.part.model_types for entry in rivals):
                 self.get("adapter", name)
-        known = sorted({t for entry in self.entries["adapter"].values() for t in entry.thing.model_types})
+        known = sorted({t for entry in self.entries["adapter"].values() for t in entry.part.model_types})
         raise UnsupportedModelError(
             f"no adapter for model type {model_type!r}: supported are {', '.join(known)}. "
             "docs/add-a-family.md shows how to add one."

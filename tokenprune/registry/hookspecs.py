@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # the command line's help names the kinds, without torch
     from ..parts.adapter import Adapter
     from ..parts.merger import Merger
     from ..parts.scheduler import Calibration, Scheduler
-    from ..parts.scorer import Scorer, TowerScorer
+    from ..parts.scorer import Scorer, VisionScorer
 
 KINDS = ("scorer", "scheduler", "adapter", "merger", "calibration", "recipe")
 """What there is a hook for, each named after the plural."""
@@ -22,7 +22,7 @@ hookimpl = pluggy.HookimplMarker("tokenprune")
 
 
 @hookspec
-def tokenprune_scorers() -> dict[str, type[Scorer] | type[TowerScorer]]:
+def tokenprune_scorers() -> dict[str, type[Scorer] | type[VisionScorer]]:
     """Scorers, for the decoder or the vision tower, by the name used in recipes."""
     raise NotImplementedError
 

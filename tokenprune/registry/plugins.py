@@ -16,7 +16,7 @@ import pluggy
 
 from ..parts.adapter import Adapter
 from ..parts.scheduler import Scheduler
-from ..parts.scorer import Scorer, TowerScorer
+from ..parts.scorer import Scorer, VisionScorer
 from . import hookspecs
 from .entries import DISTRIBUTION, GROUP, Broken, Entry, Registry, contest
 from .hookspecs import KINDS
@@ -53,15 +53,15 @@ def registry() -> Registry:
         for implementation in getattr(manager.hook, f"tokenprune_{kind}s").get_hookimpls():
             distribution = origin[id(implementation.plugin)]
             try:
-                things = dict(implementation.function())
+                parts = dict(implementation.function())
             except (Exception, SystemExit) as error:
                 broken.append(_report(distribution, error))
                 continue
-            for name, thing in things.items():
-                if reason := _unfit(kind, name, thing):
+            for name, part in parts.items():
+                if reason := _unfit(kind, name, part):
                     broken.append(_report(distribution, TypeError(f"{kind} {name!r} {reason}")))
                     continue
-                found[kind].setdefault(name, []).append(Entry(kind, name, thing, distribution))
+                found[kind].setdefault(name, []).append(Entry(kind, name, part, distribution))
     entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
     contested: dict[str, dict[str, tuple[Entry, ...]]] = {kind: {} for kind in KINDS}
     for kind, names in found.items():
@@ -74,7 +74,7 @@ def registry() -> Registry:
                 entries[kind][name] = won
     types: dict[str, list[Entry]] = {}
     for entry in entries["adapter"].values():
-        for model_type in dict.fromkeys(entry.thing.model_types):
+        for model_type in dict.fromkeys(entry.part.model_types):
             types.setdefault(model_type, []).append(entry)
     for model_type, rivals in sorted(types.items()):
         broken += _settle(f"model type {model_type!r}", rivals)[1]
@@ -105,23 +105,23 @@ def _settle(what: str, rivals: Sequence[Entry]) -> tuple[Entry | None, list[Brok
     return ours[0], lost
 
 
-def _unfit(kind: str, name: Any, thing: Any) -> str | None:
+def _unfit(kind: str, name: Any, part: Any) -> str | None:
     """Why something registered cannot be one of its kind, or None."""
     if not isinstance(name, str):
         return "needs a string for a name"
     if kind == "recipe":
-        return None if isinstance(thing, Path) and thing.is_file() else f"must be the path of a file, got {thing!r}"
+        return None if isinstance(part, Path) and part.is_file() else f"must be the path of a file, got {part!r}"
     if kind in ("merger", "calibration"):
-        return None if callable(thing) else f"must be a function, got {thing!r}"
-    bases = {"scorer": (Scorer, TowerScorer), "scheduler": (Scheduler,), "adapter": (Adapter,)}[kind]
-    if not (isinstance(thing, type) and issubclass(thing, bases)):
-        return f"must be a subclass of {' or '.join(base.__name__ for base in bases)}, got {thing!r}"
-    if missing := sorted(getattr(thing, "__abstractmethods__", ())):
+        return None if callable(part) else f"must be a function, got {part!r}"
+    bases = {"scorer": (Scorer, VisionScorer), "scheduler": (Scheduler,), "adapter": (Adapter,)}[kind]
+    if not (isinstance(part, type) and issubclass(part, bases)):
+        return f"must be a subclass of {' or '.join(base.__name__ for base in bases)}, got {part!r}"
+    if missing := sorted(getattr(part, "__abstractmethods__", ())):
         return f"does not implement {', '.join(missing)}"
     if kind == "adapter":
-        types = getattr(thing, "model_types", None)
+        types = getattr(part, "model_types", None)
         return None if isinstance(types, tuple) and types else f"names no model_types: expected a tuple, got {types!r}"
-    return None if dataclasses.is_dataclass(thing) else "must be a dataclass: its fields are its settings"
+    return None if dataclasses.is_dataclass(part) else "must be a dataclass: its fields are its settings"
 
 
 def _allowed(points: Any) -> list[EntryPoint]:

@@ -15,7 +15,7 @@ from .. import ops
 from ..errors import PromptError, ScorerError
 
 if TYPE_CHECKING:
-    from .vision import Tower
+    from .vision import Vision
 
 
 Project = Callable[[str, Tensor | None], Tensor]
@@ -63,7 +63,7 @@ class Seen:
     scaling: float = 1.0
     norm: Callable[[Tensor], Tensor] = lambda states: states
     embedded: Callable[[], tuple[Tensor, Tensor]] | None = None
-    look: Callable[[], Tower] | None = None
+    look: Callable[[], Vision] | None = None
     spell: Callable[[], str] | None = None
     scores: Float[Tensor, "n"] | None = None
 
@@ -76,12 +76,12 @@ class Seen:
         queries: Float[Tensor, "H n dh"] | None = None,
         keys: Float[Tensor, "h n dh"] | None = None,
         values: Float[Tensor, "h n dh"] | None = None,
-        tower: Tower | None = None,
+        vision: Vision | None = None,
     ) -> Seen:
         """A prompt of visual tokens only, from plain tensors: for trying a scorer without a model."""
         given = {name: t for name, t in (("queries", queries), ("keys", keys), ("values", values)) if t is not None}
-        if hidden is None and tower is not None:
-            hidden = torch.zeros(len(tower.places), 1)
+        if hidden is None and vision is not None:
+            hidden = torch.zeros(len(vision.places), 1)
         n = len(hidden) if hidden is not None else next(iter(given.values())).shape[1]
         places = torch.arange(n)
         return cls(
@@ -93,7 +93,7 @@ class Seen:
             question=0,
             states=hidden if hidden is not None else torch.zeros(n, 1),
             previous=lambda name, rows: given[name] if rows is None else given[name][:, rows],
-            look=None if tower is None else lambda: tower,
+            look=None if vision is None else lambda: vision,
         )
 
     @property
@@ -149,12 +149,12 @@ class Seen:
         return self.rotate(self._block("previous")("keys", None), None)
 
     @property
-    def tower(self) -> Tower:
-        """The vision tower's states of these tokens, at layer 0. The scorer's `tower` says which blocks it reads."""
+    def vision(self) -> Vision:
+        """The vision tower's states of these tokens, at layer 0. The scorer's `reads_blocks` says which blocks."""
         if self.look is None:
             raise ScorerError(
                 f"no states of the vision tower at layer {self.layer}: they are there at layer 0, for scorers and "
-                "mergers whose `tower` names the blocks they read"
+                "mergers whose `reads_blocks` names the blocks they read"
             )
         return self.look()
 

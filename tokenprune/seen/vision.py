@@ -39,7 +39,7 @@ def resolve_block(block: Block, depth: int, features: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class TowerBlock:
+class VisionBlock:
     """What one tower block computed for `r` rows: all pictures of a run, one after the other.
 
     Attributes:
@@ -73,7 +73,7 @@ class TowerBlock:
         return self._attention("every")
 
     @cached_property
-    def joined(self) -> TowerBlock:
+    def joined(self) -> VisionBlock:
         """The same block as if all heads were one."""
         one = rearrange(torch.stack([self.rotate(self.queries), self.rotate(self.keys)]), "s h r dh -> s 1 r (h dh)")
         return replace(self, queries=one[0], keys=one[1], scaling=one.shape[-1] ** -0.5, rotate=lambda states: states)
@@ -84,7 +84,7 @@ class TowerBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class Tower:
+class Vision:
     """The vision tower, seen from the `n` visual tokens of one prompt. All rows are in the order of the tokens.
 
     Where several tower rows make one token (Qwen's merge units), it has their mean. Tokens that the model adds itself
@@ -99,7 +99,7 @@ class Tower:
     read: Callable[[str, Block], Tensor]
 
     @classmethod
-    def of(cls, places: Int[Tensor, "n 3"], **states: Tensor) -> Tower:
+    def of(cls, places: Int[Tensor, "n 3"], **states: Tensor) -> Vision:
         """A tower of plain tensors, whatever the block: for trying a scorer without a model.
 
         `states`: any of `cls_attention` (n), `received` (n), `keys` (n dk), `features` (n d). Heads, mean or joined,

@@ -5,27 +5,27 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from ..plan.cost import Geometry
-from ..state.prompt import PromptState
+from ..plan.cost import DecoderSize
+from ..state.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class StageReport:
     """One stage: `kept` of `total` visual tokens, one entry per prompt.
 
-    Inside the vision tower `layer` is negative, as in `overlay`, and `tower` counts the blocks that ran before.
+    Inside the vision tower `layer` is negative, as in `overlay`, and `vision_layer` counts the blocks that ran before.
     """
 
     layer: int
     scorer: str
     kept: list[int]
     total: list[int]
-    tower: int | None = None
+    vision_layer: int | None = None
 
     @property
     def where(self) -> str:
         """The layer in words."""
-        return f"layer {self.layer}" if self.tower is None else f"tower layer {self.tower}"
+        return f"layer {self.layer}" if self.vision_layer is None else f"tower layer {self.vision_layer}"
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,14 @@ class Report:
         )
 
 
-def report(state: PromptState | None, geometry: Geometry, element_bytes: int) -> Report:
+def report(state: Prompt | None, geometry: DecoderSize, element_bytes: int) -> Report:
     """Of the last prompt batch; empty before the first one and when nothing was dropped."""
     if state is None:
         return Report([], KvMib(0.0, 0.0), 1.0, [])
     stages = [
-        StageReport(layer, type(stage.work.scorer).__name__.lower(), list(stage.kept), list(state.counts), stage.tower)
+        StageReport(
+            layer, type(stage.step.scorer).__name__.lower(), list(stage.kept), list(state.counts), stage.vision_layer
+        )
         for layer, stage in state.stages.items()
     ]
     average = []
@@ -86,7 +88,7 @@ def report(state: PromptState | None, geometry: Geometry, element_bytes: int) ->
     for row, visual in enumerate(state.counts):
         plan = {layer: stage.kept[row] for layer, stage in state.stages.items()}
         average.append(sum(geometry.tokens(plan, visual)) / geometry.depth)
-        text = state.everything.lengths[row] - visual
+        text = state.full_view.lengths[row] - visual
         full_kv += geometry.kv_mib({}, visual, element_bytes)
         pruned_kv += geometry.kv_mib(plan, visual, element_bytes)
         full_flops += geometry.prefill_flops({}, visual, text)

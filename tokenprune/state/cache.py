@@ -1,4 +1,4 @@
-"""A cache that was pruned: its first layer owns the PromptState and reports the length the caller believes in."""
+"""A cache that was pruned: its first layer owns the Prompt and reports the length the caller believes in."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PromptOwner:
     max_cache_len: int
     prompt: Owned | None
     fixed: Mapping[Any, tuple[Tensor, Tensor | None]]
-    """Of a static cache: `PromptState.fixed`."""
+    """Of a static cache: `Prompt.fixed`."""
     followed: bool = False  # by a pruning block, for the length of a pass
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +131,7 @@ def own(cache: Any, prompt: Owned) -> None:
 
 
 def fixed(cache: Any) -> Mapping[Any, tuple[Tensor, Tensor | None]]:
-    """Of a static cache that is owned: `PromptState.fixed`."""
+    """Of a static cache that is owned: `Prompt.fixed`."""
     found: Mapping[Any, tuple[Tensor, Tensor | None]] = cache.layers[0].fixed
     return found
 

@@ -15,7 +15,7 @@ from .view import View
 
 
 @dataclass(frozen=True, eq=False)
-class PromptState:
+class Prompt:
     """One prompt batch from its prefill to its last decode step; owned by its cache.
 
     A later turn with pictures of its own is a prompt of its own, which remembers the `earlier` one. Columns between
@@ -24,7 +24,7 @@ class PromptState:
     Attributes:
         ids: token ids.
         visual: columns that hold visual tokens.
-        everything: the view before any pruning.
+        full_view: the view before any pruning.
         counts: visual tokens per prompt.
         question: text tokens after the last visual token, per prompt.
         stages: plan of this batch, by layer; negative ones are inside the vision tower, -1 right before its projector.
@@ -38,19 +38,19 @@ class PromptState:
 
     ids: Int[Tensor, "b s"]
     visual: Bool[Tensor, "b s"]
-    everything: View
+    full_view: View
     counts: tuple[int, ...]
     question: tuple[int, ...]
     stages: dict[int, Stage]
     start: int = 0
-    earlier: PromptState | None = None
+    earlier: Prompt | None = None
     views: dict[int, View] = field(default_factory=dict)
     scores: dict[int, Float[Tensor, "b s"]] = field(default_factory=dict)
     drafts: int = 0
     bare: bool = False
 
     @property
-    def entering(self) -> Bool[Tensor, "b s"]:
+    def visual_after_vision(self) -> Bool[Tensor, "b s"]:
         """Columns with visual tokens that enter block 0: not those that were dropped inside the vision tower."""
         if self.layer(-1) is None:
             return self.visual
@@ -64,7 +64,7 @@ class PromptState:
         return self.visual.gather(1, view.index) & view.valid
 
     @property
-    def entered(self) -> tuple[int, ...]:
+    def count_after_vision(self) -> tuple[int, ...]:
         """How many they are, per prompt."""
         layer = self.layer(-1)
         return self.counts if layer is None else self.stages[layer].kept
@@ -72,7 +72,7 @@ class PromptState:
     @property
     def end(self) -> int:
         """Columns of the conversation up to and with this prompt."""
-        return self.start + self.everything.span
+        return self.start + self.full_view.span
 
     @property
     def pruned(self) -> bool:
@@ -80,9 +80,9 @@ class PromptState:
         return self.lacking is not None
 
     @property
-    def lacking(self) -> PromptState | None:
+    def lacking(self) -> Prompt | None:
         """The last prompt of the conversation that some block lacks columns of."""
-        return next((turn for turn in self.turns() if turn.views), None)
+        return next((turn for turn in self.conversation() if turn.views), None)
 
     @property
     def ends(self) -> tuple[bool, ...]:
@@ -92,11 +92,11 @@ class PromptState:
     @property
     def hidden(self) -> int:
         """Columns that the first cache layer does not hold although the caller counts them."""
-        return sum(turn.everything.width - turn.seen(0).width for turn in self.turns())
+        return sum(turn.full_view.width - turn.seen(0).width for turn in self.conversation())
 
-    def turns(self) -> Iterator[PromptState]:
+    def conversation(self) -> Iterator[Prompt]:
         """This prompt and those before it, latest first."""
-        turn: PromptState | None = self
+        turn: Prompt | None = self
         while turn is not None:
             yield turn
             turn = turn.earlier
@@ -108,16 +108,16 @@ class PromptState:
 
     def layers(self, block: int) -> tuple[int | None, ...]:
         """`layer` of every turn: blocks with the same answer hold the same columns."""
-        return tuple(turn.layer(block) for turn in self.turns())
+        return tuple(turn.layer(block) for turn in self.conversation())
 
     def seen(self, block: int) -> View:
         """What block number `block` sees of this prompt."""
         layer = self.layer(block)
-        return self.everything if layer is None else self.views[layer]
+        return self.full_view if layer is None else self.views[layer]
 
     def compact(self, block: int) -> int | None:
         """The last stage up to this block that numbers positions anew, or None."""
-        found = [at for at in self.views if at <= block and self.stages[at].work.positions == "compact"]
+        found = [at for at in self.views if at <= block and self.stages[at].step.positions == "compact"]
         return max(found, default=None)
 
     def freed(self, block: int, device: torch.device, spared: Mapping[int, int] | None = None) -> Int[Tensor, "b s"]:
@@ -125,7 +125,7 @@ class PromptState:
 
         `spared`: prompts whose last token was dropped at some layer, and is in the views of this pass all the same.
         """
-        everything, layer = self.everything.to(device), self.compact(block)
+        everything, layer = self.full_view.to(device), self.compact(block)
         if layer is None:
             return torch.zeros_like(everything.index)
         left = self.views[layer].to(device)
@@ -143,7 +143,7 @@ class PromptState:
         `attention_mask` (b, total) is the caller's.
         """
         if attention_mask is None:
-            if not any(turn.seen(block).padded for turn in self.turns()):
+            if not any(turn.seen(block).padded for turn in self.conversation()):
                 return None
             given = torch.ones(len(self.counts), total, dtype=torch.bool, device=device)
         else:
@@ -161,17 +161,17 @@ class PromptState:
         All that later passes on a static cache need of this conversation, in sizes that are the same for each.
         """
         found = {}
-        for block in sorted({max(layer, 0) for turn in self.turns() for layer in turn.views}):
+        for block in sorted({max(layer, 0) for turn in self.conversation() for layer in turn.views}):
             places = self.places(block, room, device)
             places = functional.pad(places, (0, room - places.shape[1]), value=-1)
-            compact = any(turn.compact(block) is not None for turn in self.turns())
+            compact = any(turn.compact(block) is not None for turn in self.conversation())
             found[self.layers(block)] = places, self.dropped(block, device) if compact else None
         return found
 
     def _held(self, block: int, given: Tensor, pad: int) -> Tensor:
         """Of something given for every column of the conversation, what is of columns that a block holds."""
         parts, at = [], 0
-        for turn in [*self.turns()][::-1]:
+        for turn in [*self.conversation()][::-1]:
             start, view = turn.start, turn.seen(block).to(given.device)
             mine = given[:, start : start + view.span].gather(1, view.index)
             parts += [given[:, at:start], mine.masked_fill(~view.valid, pad)]
@@ -184,22 +184,22 @@ class PromptState:
         `spared` as in `freed`, of this prompt.
         """
         gone = torch.zeros(len(self.counts), 1, dtype=torch.long, device=device)
-        for turn in self.turns():
+        for turn in self.conversation():
             if turn.compact(block) is not None:
                 gone += turn.freed(block, device, spared if turn is self else None)[:, -1:]
         return gone
 
-    def select(self, rows: Int[Tensor, "j"]) -> PromptState:
+    def select(self, rows: Int[Tensor, "j"]) -> Prompt:
         """The state of other batch rows (beams, repeats)."""
         at = rows.tolist()
 
         def pick(values: Sequence[int]) -> tuple[int, ...]:
             return tuple(values[row] for row in at)
 
-        return PromptState(
+        return Prompt(
             ids=self.ids[rows.to(self.ids.device)],
             visual=self.visual[rows.to(self.visual.device)],
-            everything=self.everything.select(rows),
+            full_view=self.full_view.select(rows),
             counts=pick(self.counts),
             question=pick(self.question),
             stages={
@@ -214,19 +214,19 @@ class PromptState:
             bare=self.bare,
         )
 
-    def without(self, drafts: int) -> PromptState:
+    def without(self, drafts: int) -> Prompt:
         """The state after the last `drafts` columns were taken back."""
         return replace(
             self,
             ids=self.ids[:, :-drafts],
             visual=self.visual[:, :-drafts],
-            everything=self.everything.shorten(drafts),
+            full_view=self.full_view.shorten(drafts),
             question=tuple(count - drafts for count in self.question),
             views={layer: view.shorten(drafts) for layer, view in self.views.items()},
             scores={layer: score[:, :-drafts] for layer, score in self.scores.items()},
             drafts=self.drafts - drafts,
         )
 
-    def repeat(self, repeats: int) -> PromptState:
+    def repeat(self, repeats: int) -> Prompt:
         """Each prompt `repeats` times in a row."""
         return self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))

@@ -5,7 +5,7 @@ One encoding, in order: `_start` (before the tower) hooks the blocks it has now;
 that are left; `_land` (after the projector) gives the rows their old places back. Between them stand holes: rows of
 NaN, so that placeholders still match, every packing and cropping may follow, and a leak is loud. The first channels of
 a hole say before which block its token went, by which pass, and whose hole it is. The engine takes the holes out before
-decoder block 0, where `TowerPruner.read` reads them.
+decoder block 0, where `VisionPruner.read` reads them.
 
 What is true of one encoding goes with its rows or its object, and nowhere else: a picture whose scorer broke its word
 is all holes, which say so; a picture that lost nothing has no hole, so its rows are known by their bits
@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import PromptError, ScorerError, UnsupportedModelError
 from ..parts import guard
-from ..parts.vision import BlockRun, Call, TowerAdapter
+from ..parts.vision import BlockRun, Call, VisionAdapter
 from ..plan.stages import Stage
 from ..recipe import Pass
 from ..registry import spell_part
 from ..seen.pictures import Pictures, Ranking
-from ..seen.vision import TowerBlock
+from ..seen.vision import VisionBlock
 from .match import Encodings, Landed
 
 Plan = Callable[[int, Sequence[int]], dict[int, Stage]]
@@ -139,15 +139,15 @@ class _Run:
         return parts[0].flatten() if len(parts) == 1 else torch.cat([part.flatten() for part in parts]).sort().values
 
 
-class TowerPruner:
+class VisionPruner:
     """Hooks on a model's vision towers, for a recipe's passes inside them (`works`)."""
 
-    def __init__(self, adapter: TowerAdapter, base: nn.Module, config: Any, works: Sequence[Pass], plan: Plan) -> None:
+    def __init__(self, adapter: VisionAdapter, base: nn.Module, config: Any, steps: Sequence[Pass], plan: Plan) -> None:
         if reason := adapter.refuse(config):
             raise UnsupportedModelError(
                 f"this {config.model_type} model cannot be pruned in its vision tower: {reason}"
             )
-        self.adapter, self.base, self.works, self.plan = adapter, base, works, plan
+        self.adapter, self.base, self.steps, self.plan = adapter, base, steps, plan
         features = adapter.features(config, len(adapter.blocks(adapter.towers(base)[0])))
         self.depth = features + 2  # blocks whose work the projector gets, and the projector
         self.mark = secrets.token_bytes(3)  # of its own holes: whole numbers that bfloat16 holds too
@@ -323,10 +323,10 @@ class TowerPruner:
                     tokens, sizes = ops.fold(tokens, into, group.sizes[:, own])
                     flat = flat.index_copy(0, place[:, own].flatten(), tokens.flatten(0, 2))
                     group.sizes = torch.cat([group.sizes[:, : run.cls], sizes], 1)
-                    run.weighed |= stage.work.scorer.proportional  # type: ignore[union-attr]
+                    run.weighed |= stage.step.scorer.proportional  # type: ignore[union-attr]
                 front = torch.arange(run.cls, device=chosen.device).expand(len(chosen), -1)
                 chosen = torch.cat([front, chosen + run.cls], 1)
-                run.said.index_fill_(0, came.flatten(), self._code(layer, stage.work))
+                run.said.index_fill_(0, came.flatten(), self._code(layer, stage.step))
                 run.said.index_fill_(0, came.gather(1, chosen).flatten(), -1)
                 group.slots, group.sizes = group.slots.gather(1, chosen), group.sizes.gather(1, chosen)
                 place = place.gather(1, chosen[..., None].expand(-1, -1, run.unit))
@@ -344,7 +344,7 @@ class TowerPruner:
         block, seen = self.adapter.blocks(run.tower)[layer - 1], BlockRun(call, output, dict(run.looked))
 
         @cache
-        def read() -> TowerBlock:
+        def read() -> VisionBlock:
             return self.adapter.read(run.tower, block, seen)
 
         def state(name: str) -> Tensor:
@@ -362,7 +362,7 @@ class TowerPruner:
         self, group: _Group, stage: Stage, seen: Pictures, hidden: Float[Tensor, "u n d"]
     ) -> tuple[Int[Tensor, "u k"], Int[Tensor, "u n"] | None]:
         """Which tokens of each picture stay, in order, and where every token goes; None if those dropped are lost."""
-        who, scorer = self._who(stage.work, seen.layer), stage.work.scorer
+        who, scorer = self._who(stage.step, seen.layer), stage.step.scorer
         with torch.no_grad():
             rank: Callable[[], Any] = partial(scorer.rank, seen)  # type: ignore[union-attr]
             given = guard.call(who, rank, (seen.tokens, seen.sizes, seen.hidden))
@@ -370,9 +370,9 @@ class TowerPruner:
                 raise ScorerError(f"{who} must give a Ranking, got {type(given).__name__}")
             scores, into = given.scores, given.into
             guard.check(who, "scores of every token", scores, seen.tokens, guard.NUMBERS)
-            self._blame(group, stage.work, seen.layer, guard.NAN, scores.isnan().any(1))
+            self._blame(group, stage.step, seen.layer, guard.NAN, scores.isnan().any(1))
             chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : seen.keep].sort().values
-            if stage.work.merge is None or not seen.keep:
+            if stage.step.merge is None or not seen.keep:
                 return chosen, None
             if into is None:
                 unit = nn.functional.normalize(hidden.float(), dim=-1)
@@ -383,22 +383,22 @@ class TowerPruner:
             goes = there.scatter(1, chosen, chosen)
             stays = torch.zeros_like(goes, dtype=torch.bool).scatter(1, chosen, True)
             lost = (~stays.gather(1, goes) | ((there != into) & ~stays)).any(1)
-            self._blame(group, stage.work, seen.layer, guard.LOST, lost)
+            self._blame(group, stage.step, seen.layer, guard.LOST, lost)
             return chosen, goes
 
     # -- what holes say ------------------------------------------------------------------------------------------
 
-    def _who(self, work: Pass, layer: int) -> str:
-        return spell_part("scorer", type(work.scorer), f"inside the vision tower at layer {layer}")
+    def _who(self, step: Pass, layer: int) -> str:
+        return spell_part("scorer", type(step.scorer), f"inside the vision tower at layer {layer}")
 
-    def _code(self, layer: int, work: Pass, how: str | None = None) -> int:
+    def _code(self, layer: int, step: Pass, how: str | None = None) -> int:
         """One number: before which layer, which pass, and what its scorer did wrong."""
-        number = next(i for i, other in enumerate(self.works) if other is work)
-        return (layer * len(self.works) + number) * len(_HOW) + _HOW.index(how)
+        number = next(i for i, other in enumerate(self.steps) if other is step)
+        return (layer * len(self.steps) + number) * len(_HOW) + _HOW.index(how)
 
-    def _blame(self, group: _Group, work: Pass, layer: int, how: str, pictures: Bool[Tensor, "u"]) -> None:
+    def _blame(self, group: _Group, step: Pass, layer: int, how: str, pictures: Bool[Tensor, "u"]) -> None:
         """Note of these pictures what was done wrong to them, unless something was before."""
-        group.wrong = torch.where((group.wrong == 0) & pictures, self._code(layer, work, how), group.wrong)
+        group.wrong = torch.where((group.wrong == 0) & pictures, self._code(layer, step, how), group.wrong)
 
     def _holes(self, said: Int[Tensor, "s"], like: Tensor) -> Float[Tensor, "s d"]:
         """Rows of NaN that say this: two digits and the mark, in numbers that every dtype holds."""
@@ -430,8 +430,8 @@ class TowerPruner:
         digits = hidden[..., 1:3].masked_fill(~mine[..., None], 0).long()
         code = digits[..., 0] * 256 + digits[..., 1]
         how, dropped = code % len(_HOW), code // len(_HOW)
-        gone = torch.where(mine, dropped // len(self.works), self.depth)
-        number = torch.where(mine, dropped % len(self.works), 0)
+        gone = torch.where(mine, dropped // len(self.steps), self.depth)
+        number = torch.where(mine, dropped % len(self.steps), 0)
         without = _without(mine, visual)
         layers = torch.arange(self.depth, device=hidden.device)[:, None, None]
         left = (visual & (gone > layers)).sum(2)
@@ -441,10 +441,10 @@ class TowerPruner:
         *numbers, wrong, outside, nan, unsure = numbers  # of each layer and prompt, of each layer, then of all
         if wrong:
             where, broken = divmod(wrong, len(_HOW))
-            layer, culprit = divmod(where, len(self.works))
-            raise guard.broken(self._who(self.works[culprit], layer), str(_HOW[broken]))
+            layer, culprit = divmod(where, len(self.steps))
+            raise guard.broken(self._who(self.steps[culprit], layer), str(_HOW[broken]))
         if nan:
-            passes = ", ".join(f"prune.{i}" for i in range(len(self.works)))
+            passes = ", ".join(f"prune.{i}" for i in range(len(self.steps)))
             raise PromptError(
                 f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds NaN, or "
                 "the adapter does not name all columns of visual tokens"
@@ -459,7 +459,7 @@ class TowerPruner:
             )
         rows = len(hidden)
         kept = [tuple(numbers[rows * layer : rows * (layer + 1)]) for layer in range(self.depth)]
-        return gone, [(self.works[i], counts) for i, counts in zip(numbers[rows * self.depth :], kept, strict=True)]
+        return gone, [(self.steps[i], counts) for i, counts in zip(numbers[rows * self.depth :], kept, strict=True)]
 
 
 def _without(holes: Bool[Tensor, "b s"], visual: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s"]:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .. import ops
-from ..parts.vision import TowerAdapter
+from ..parts.vision import VisionAdapter
 
 WIDTH = 64
 """Channels of a row that tell it from all others."""
@@ -51,7 +51,7 @@ Run = TypeVar("Run", bound=Landed)
 class Encodings(Generic[Run]):
     """Runs of a model's towers, each as long as the encoding that the model made of it (the tower's output object)."""
 
-    def __init__(self, adapter: TowerAdapter, base: nn.Module) -> None:
+    def __init__(self, adapter: VisionAdapter, base: nn.Module) -> None:
         self.adapter, self.base = adapter, base
         self._kept: dict[int, tuple[weakref.ref[Any], Run]] = {}  # by the identity of the encoding
 

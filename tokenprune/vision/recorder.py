@@ -23,25 +23,25 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import PromptError, ScorerError
-from ..parts.vision import BlockRun, Call, TowerAdapter
-from ..seen.vision import Block, Tower, TowerBlock, resolve_block
+from ..parts.vision import BlockRun, Call, VisionAdapter
+from ..seen.vision import Block, Vision, VisionBlock, resolve_block
 from .match import Encodings, Landed
 
 
 class Recording(Landed):
     """One run of a tower: what its blocks computed, and marks of the rows that left the projector."""
 
-    def __init__(self, adapter: TowerAdapter, tower: nn.Module, call: Call) -> None:
+    def __init__(self, adapter: VisionAdapter, tower: nn.Module, call: Call) -> None:
         super().__init__()
         self.adapter, self.tower, self.call = adapter, tower, call
         self.calls: dict[int, Call] = {}
         self.outputs: dict[int, Tensor] = {}
         self.projected: dict[int, dict[str, Tensor]] = {}
         self.hooks = ExitStack()
-        self._blocks: dict[int, TowerBlock] = {}  # no functools.cache: a cycle would keep the states alive for longer
+        self._blocks: dict[int, VisionBlock] = {}  # no functools.cache: a cycle would keep the states alive for longer
         self._places: Int[Tensor, "m 3"] | None = None
 
-    def block(self, number: int) -> TowerBlock:
+    def block(self, number: int) -> VisionBlock:
         """What a block computed."""
         if number not in self._blocks:
             run = BlockRun(self.calls[number], self.outputs[number], self.projected[number])
@@ -74,7 +74,7 @@ class Recording(Landed):
 class Recorder:
     """Hooks on a model's vision towers, for the blocks that a recipe's scorers and mergers read."""
 
-    def __init__(self, adapter: TowerAdapter, base: nn.Module, config: Any, wanted: Iterable[Block]) -> None:
+    def __init__(self, adapter: VisionAdapter, base: nn.Module, config: Any, wanted: Iterable[Block]) -> None:
         self.adapter, self.base = adapter, base
         depth = len(adapter.blocks(adapter.towers(base)[0]))
         features = adapter.features(config, depth)
@@ -154,7 +154,7 @@ class Recorder:
             self._open.discard(recording)
         self._live.running = None
 
-    def find(self, rows: Float[Tensor, "n d"]) -> Tower:
+    def find(self, rows: Float[Tensor, "n d"]) -> Vision:
         """The tower as seen from these rows entering the decoder.
 
         Raises:
@@ -172,7 +172,7 @@ class Recorder:
         parts = [(known[i], found - ends[i], ends[i + 1] - ends[i]) for i, some in enumerate(hit) if some]
         return self._tower(rows, parts)
 
-    def _tower(self, rows: Tensor, parts: list[tuple[Recording, Int[Tensor, "n"], int]]) -> Tower:
+    def _tower(self, rows: Tensor, parts: list[tuple[Recording, Int[Tensor, "n"], int]]) -> Vision:
         def gather(read: Callable[[Recording, Tensor], Tensor], blank: int) -> Tensor:
             """Row by row from the recording that it lies in."""
             given = None
@@ -186,7 +186,8 @@ class Recorder:
             number = self.resolve(block)
             if number not in self.wanted:
                 raise ScorerError(
-                    f"tower block {block} was not recorded: name it in `tower` of the scorer or merger that reads it"
+                    f"tower block {block} was not recorded: name it in `reads_blocks` of the scorer or merger that "
+                    "reads it"
                 )
             return gather(lambda recording, at: recording.read(name, number, at), 0)
 
@@ -198,4 +199,4 @@ class Recorder:
         def place(recording: Recording, at: Tensor) -> Tensor:
             return (recording.places + torch.tensor([first[recording], 0, 0])).to(at.device)[at]
 
-        return Tower(gather(place, -1), cache(read))
+        return Vision(gather(place, -1), cache(read))

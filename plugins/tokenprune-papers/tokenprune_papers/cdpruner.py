@@ -34,7 +34,7 @@ class CDPruner(Scorer):
     clip: str = "openai/clip-vit-large-patch14-336"
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return ("features",) if self.relevance == "clip" else ()
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:

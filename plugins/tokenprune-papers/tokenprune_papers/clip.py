@@ -39,7 +39,7 @@ def patch_text_cosines(name: str, seen: Seen) -> Float[Tensor, "n"]:
     text = seen.text
     clip, tokenizer = load(name)
     clip = clip.to(seen.states.device)
-    patches = seen.tower.features()
+    patches = seen.vision.features()
     width = clip.config.vision_config.hidden_size
     if patches.shape[1] != width:
         raise ScorerError(

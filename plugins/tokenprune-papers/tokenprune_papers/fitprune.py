@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tokenprune
 from tokenprune import Scorer, Seen
 from tokenprune.builtin.schedules import Fixed
-from tokenprune.plan.cost import Geometry
+from tokenprune.plan.cost import DecoderSize
 
 ROWS = 256  # query rows at once: their attention over all columns is in memory
 
@@ -60,7 +60,7 @@ def calibrate(model: nn.Module, prompts: Iterable[Mapping[str, Any]], reduction:
     """
     if not 0 < reduction < 1:
         raise ValueError(f"reduction must lie between 0 and 1, got {reduction}")
-    sizes = Geometry.of(model.config)
+    sizes = DecoderSize.of(model.config)
     samples = []
     for inputs in prompts:
         watch = _Watch()

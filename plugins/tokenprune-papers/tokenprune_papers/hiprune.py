@@ -35,12 +35,12 @@ class HiPrune(Scorer):
         check_block(self.deep)
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return (self.middle, self.deep)
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
-        middle, deep = seen.tower.received(self.middle), seen.tower.received(self.deep)
-        places = seen.tower.places
+        middle, deep = seen.vision.received(self.middle), seen.vision.received(self.deep)
+        places = seen.vision.places
 
         def choose(tokens: Int[Tensor, "m"], keep: int) -> Int[Tensor, "k"]:
             anchors = best(middle[tokens], min(keep, round(keep * self.alpha / 5)))

@@ -43,11 +43,11 @@ class HoloV(Scorer):
         check_block(self.block)
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return (self.block,)
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
-        salience = seen.tower.salience(self.block)
+        salience = seen.vision.salience(self.block)
         attention = 1000 * salience.to(torch.promote_types(salience.dtype, torch.float32))
 
         def choose(tokens: Int[Tensor, "m"], keep: int) -> Int[Tensor, "k"]:

@@ -22,7 +22,7 @@ def contextual(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen)
         return hidden
     chosen = kept if seen.scores is None else kept[seen.scores[kept] < 0]
     targets = chosen if len(chosen) else kept
-    home, found = _homes(unit(seen.tower.keys()), kept, targets, seen)
+    home, found = _homes(unit(seen.vision.keys()), kept, targets, seen)
     precise = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     weight = found.to(precise.dtype)
     total = torch.zeros_like(precise).index_add(0, home, precise * weight[:, None])
@@ -38,8 +38,8 @@ def neighbours(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen)
     """
     if not len(kept):
         return hidden
-    keys, weight = unit(seen.tower.keys(-1, "joined")), seen.tower.salience(-1, "joined")
-    picture = seen.tower.places[:, 0]
+    keys, weight = unit(seen.vision.keys(-1, "joined")), seen.vision.salience(-1, "joined")
+    picture = seen.vision.places[:, 0]
     likeness = keys[kept] @ keys.T
     alone = torch.arange(len(keys), device=kept.device) == kept[:, None]
     likeness = likeness.masked_fill(alone | (picture != picture[kept, None]), float("-inf"))
@@ -54,12 +54,12 @@ def _homes(
     keys: Float[Tensor, "n dk"], kept: Int[Tensor, "k"], targets: Int[Tensor, "t"], seen: Seen
 ) -> tuple[Int[Tensor, "n"], Tensor]:
     """The target in the same picture that each token is most like, and whether it goes there: not if kept."""
-    picture = seen.tower.places[:, 0]
+    picture = seen.vision.places[:, 0]
     likeness = (keys @ keys[targets].T).masked_fill(picture[:, None] != picture[targets], float("-inf"))
     nearest, at = likeness.max(1)
     return targets[at], nearest.isfinite().index_fill(0, kept, False)
 
 
-contextual.tower = ("features",)  # type: ignore[attr-defined]
-neighbours.tower = (-1,)  # type: ignore[attr-defined]
+contextual.reads_blocks = ("features",)  # type: ignore[attr-defined]
+neighbours.reads_blocks = (-1,)  # type: ignore[attr-defined]
 neighbours.mixes = True  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ def shares(keep: int, sizes: Sequence[int]) -> list[int]:
 def per_picture(seen: Seen, choose: Choose) -> Float[Tensor, "n"]:
     """1 for the tokens chosen in each picture (or tile, or frame), else 0. Tokens without a picture come last."""
     score = torch.zeros(len(seen.visual), device=seen.visual.device)
-    pictures = seen.tower.pictures
+    pictures = seen.vision.pictures
     for tokens, keep in zip(pictures, shares(seen.keep, [len(tokens) for tokens in pictures]), strict=True):
         score[tokens[choose(tokens, keep)]] = 1
     return score

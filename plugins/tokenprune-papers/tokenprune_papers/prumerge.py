@@ -37,11 +37,11 @@ class PruMerge(Scorer):
         check_block(self.block)
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return (self.block,)
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
-        salience = seen.tower.salience(self.block, self.heads)
+        salience = seen.vision.salience(self.block, self.heads)
 
         def choose(tokens: Int[Tensor, "m"], keep: int) -> Int[Tensor, "k"]:
             count = resolve_budget(self.spread, keep)

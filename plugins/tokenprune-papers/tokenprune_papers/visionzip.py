@@ -34,13 +34,13 @@ class VisionZip(Scorer):
         check_block(self.block)
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return (self.block,)
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
-        salience = seen.tower.salience(self.block)
+        salience = seen.vision.salience(self.block)
         score = torch.full_like(salience, -2)
-        pictures = seen.tower.pictures
+        pictures = seen.vision.pictures
         for tokens, keep in zip(pictures, shares(seen.keep, [len(tokens) for tokens in pictures]), strict=True):
             targets = resolve_budget(self.contextual, keep)
             dominant = best(salience[tokens], keep - targets)

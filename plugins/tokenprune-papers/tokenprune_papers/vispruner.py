@@ -36,11 +36,11 @@ class VisPruner(Scorer):
         check_block(self.block)
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return (self.block,)
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
-        salience, features = seen.tower.salience(self.block), seen.tower.features(self.block)
+        salience, features = seen.vision.salience(self.block), seen.vision.features(self.block)
 
         def choose(tokens: Int[Tensor, "m"], keep: int) -> Int[Tensor, "k"]:
             count = min(keep, floored(self.important, keep))

@@ -41,12 +41,12 @@ class VScan(Scorer):
         check_block(self.deep)
 
     @property
-    def tower(self) -> tuple[Block, ...]:
+    def reads_blocks(self) -> tuple[Block, ...]:
         return (self.shallow, self.deep)
 
     def score(self, seen: Seen) -> Float[Tensor, "n"]:
-        shallow, deep = seen.tower.salience(self.shallow), seen.tower.salience(self.deep)
-        places = seen.tower.places
+        shallow, deep = seen.vision.salience(self.shallow), seen.vision.salience(self.deep)
+        places = seen.vision.places
 
         def choose(tokens: Int[Tensor, "m"], keep: int) -> Int[Tensor, "k"]:
             grid = places[tokens, 1:]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tokenprune
-from tokenprune.plan.cost import Geometry
+from tokenprune.plan.cost import DecoderSize
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def calibrate(
     It is the first one, from `first` on, whose next-token distribution is within `eta` of the unpruned one. Compared is
     the mean over prompts of KL(withdrawn || unpruned), in nats. One run per block and prompt.
     """
-    depth = Geometry.of(model.config).depth
+    depth = DecoderSize.of(model.config).depth
     if not (0 <= first < depth and eta >= 0):
         raise ValueError(f"first must be a layer of this model (0 to {depth - 1}) and eta >= 0, got {first} and {eta}")
     runs = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune import TowerScorer, hookimpl
+from tokenprune import VisionScorer, hookimpl
 
 from .evoprune import EvoPrune
 from .folder import Folder
@@ -12,7 +12,7 @@ from .tome import ToMe
 
 
 @hookimpl
-def tokenprune_scorers() -> dict[str, type[TowerScorer]]:
+def tokenprune_scorers() -> dict[str, type[VisionScorer]]:
     return {"evoprune": EvoPrune, "folder": Folder, "tome": ToMe}
 
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenprune import Pictures, Ranking, TowerScorer, ops
+from tokenprune import Pictures, Ranking, VisionScorer, ops
 
 
 @dataclass(frozen=True)
-class EvoPrune(TowerScorer):
+class EvoPrune(VisionScorer):
     """Merge tokens that are alike and stand among their like; those that get much attention are left alone.
 
     The paper gives no values for `neighbours`, `tau` and `diversity`, nor does it say which states are compared.

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune import Pictures, Ranking, TowerScorer, ops
+from tokenprune import Pictures, Ranking, VisionScorer, ops
 
 
 @dataclass(frozen=True)
-class Folder(TowerScorer):
+class Folder(VisionScorer):
     """Merge tokens into the ones with the most similar keys, over and over in one place; salient ones go last.
 
     Args:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune import Pictures, Ranking, TowerScorer, ops
+from tokenprune import Pictures, Ranking, VisionScorer, ops
 
 
 @dataclass(frozen=True)
-class ToMe(TowerScorer):
+class ToMe(VisionScorer):
     """Merge tokens into the ones with the most similar keys, by bipartite matching.
 
     Args:

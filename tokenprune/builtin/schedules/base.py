@@ -7,7 +7,7 @@ from ...amounts import (
     kept_for_average,
     resolve_budget,
 )
-from ...parts.scheduler import Shape
+from ...parts.scheduler import PlanInput
 
 
 def check_one(**budgets: object) -> None:
@@ -18,7 +18,7 @@ def check_one(**budgets: object) -> None:
         )
 
 
-def once(layer: int, keep: Budget | None, average: Budget | None, shape: Shape) -> dict[int, int]:
+def once(layer: int, keep: Budget | None, average: Budget | None, shape: PlanInput) -> dict[int, int]:
     """The plan of a single stage; empty when nothing would be dropped."""
     if keep is not None:
         kept = resolve_budget(keep, shape.visual)

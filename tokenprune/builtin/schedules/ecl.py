@@ -11,7 +11,7 @@ from ...amounts import (
     resolve_layer,
 )
 from ...errors import LayerError
-from ...parts.scheduler import Scheduler, Shape
+from ...parts.scheduler import PlanInput, Scheduler
 from .base import check_one, once
 
 
@@ -34,7 +34,7 @@ class Ecl(Scheduler):
         check_budget(self.keep)
         check_budget(self.average)
 
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         if shape.ecl is None:
             raise LayerError("the Entropy Collapse Layer is not known yet: run `tokenprune calibrate` or give a layer")
         return once(resolve_layer(shape.ecl, shape.depth), self.keep, self.average, shape)

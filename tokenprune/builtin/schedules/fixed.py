@@ -11,7 +11,7 @@ from ...amounts import (
     check_layer,
     resolve_layer,
 )
-from ...parts.scheduler import Scheduler, Shape
+from ...parts.scheduler import PlanInput, Scheduler
 from .base import check_one, once
 
 
@@ -35,5 +35,5 @@ class Fixed(Scheduler):
         check_budget(self.keep)
         check_budget(self.average)
 
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         return once(resolve_layer(self.layer, shape.depth), self.keep, self.average, shape)

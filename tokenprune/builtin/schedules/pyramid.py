@@ -15,7 +15,7 @@ from ...amounts import (
     resolve_layer,
 )
 from ...errors import BudgetError, LayerError
-from ...parts.scheduler import Scheduler, Shape
+from ...parts.scheduler import PlanInput, Scheduler
 from .base import check_one
 
 
@@ -46,7 +46,7 @@ class Pyramid(Scheduler):
         check_budget(self.keep)
         check_budget(self.average)
 
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         layers = [resolve_layer(layer, shape.depth) for layer in self.layers]
         if sorted(set(layers)) != layers:
             raise LayerError(
@@ -59,7 +59,7 @@ class Pyramid(Scheduler):
                 plan[layer] = left = kept
         return plan
 
-    def _counts(self, layers: Sequence[int], shape: Shape) -> list[int]:
+    def _counts(self, layers: Sequence[int], shape: PlanInput) -> list[int]:
         steps = range(1, len(layers) + 1)
         if self.ratio is not None:
             share = Fraction(str(self.ratio))  # 0.1 as written, not its binary neighbour
@@ -71,7 +71,7 @@ class Pyramid(Scheduler):
         assert self.average is not None  # check_one
         return self._counts_for_average(self.average, layers, shape)
 
-    def _counts_for_average(self, average: Budget, layers: Sequence[int], shape: Shape) -> list[int]:
+    def _counts_for_average(self, average: Budget, layers: Sequence[int], shape: PlanInput) -> list[int]:
         target = resolve_budget(average, shape.visual) * shape.depth
         spans = [end - start for start, end in zip(layers, [*layers[1:], shape.depth], strict=True)]
         before = layers[0] * shape.visual

@@ -13,7 +13,7 @@ from ...amounts import (
     resolve_budget,
 )
 from ...errors import LayerError
-from ...parts.scheduler import Scheduler, Shape
+from ...parts.scheduler import PlanInput, Scheduler
 from .base import check_one
 
 
@@ -51,7 +51,7 @@ class Spread(Scheduler):
         if self.remove is not None and self.strategy in ("increasing", "decreasing"):
             raise ValueError(f"{self.strategy} shares out what a `keep` leaves to go: it takes no `remove`")
 
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         layers = list(range(1, shape.depth))
         some = self.blocks or (len(layers) + 1) // 2
         if self.blocks is not None and self.blocks > len(layers):

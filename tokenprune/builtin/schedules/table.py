@@ -15,7 +15,7 @@ from ...amounts import (
     resolve_layer,
 )
 from ...errors import LayerError
-from ...parts.scheduler import Scheduler, Shape
+from ...parts.scheduler import PlanInput, Scheduler
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Table(Scheduler):
         for keep in self.keep:
             check_budget(keep)
 
-    def plan(self, shape: Shape) -> dict[int, int]:
+    def plan(self, shape: PlanInput) -> dict[int, int]:
         plan, left, last = {}, shape.visual, -1
         for layer, keep in zip(self.layers, self.keep, strict=True):
             if isinstance(layer, str) and fraction(layer) > 0:

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ... import ops
-from ...parts.scorer import Scorer, TowerScorer
+from ...parts.scorer import Scorer, VisionScorer
 from ...seen.pictures import Pictures, Ranking
 from ...seen.prompt import Seen
 
 
 @dataclass(frozen=True)
-class Random(Scorer, TowerScorer):
+class Random(Scorer, VisionScorer):
     """Keep random tokens. The draw depends on the prompt's token ids and the seed, not on the batch or the device.
 
     Two stages with one seed draw nested sets; give them two seeds for independent ones. Inside the vision tower, which
