@@ -24,11 +24,11 @@ from functools import partial
 
 import transformers
 from tokenprune import hookimpl
-from tokenprune.families.decoder import LlamaStyleAdapter
+from tokenprune import Adapter
 from tokenprune.contract import families
 
 
-class VipLlavaAdapter(LlamaStyleAdapter):
+class VipLlavaAdapter(Adapter):
     """VipLLaVA."""
 
     model_types = ("vipllava",)

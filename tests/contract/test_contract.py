@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -20,6 +20,7 @@ from tokenprune.contract.families import Family, shipped
 from tokenprune.errors import LayerError
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.families.towers import ClipTower
+from tokenprune.parts.adapter import Attention
 from tokenprune.parts.scorer import VisionScorer
 from tokenprune.registry import Entry, registry
 from tokenprune.seen.pictures import Pictures, Ranking
@@ -350,19 +351,26 @@ def test_a_merger_may_declare_that_it_mixes(monkeypatch: pytest.MonkeyPatch) -> 
 
 ADAPTERS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "keys for queries": (
-        "projections",
-        lambda self, block: {
-            "queries": block.self_attn.q_proj, "keys": block.self_attn.v_proj, "values": block.self_attn.k_proj
-        },
+        "attention",
+        lambda self, block: replace(
+            Attention.of(block),
+            modules={
+                "queries": block.self_attn.q_proj, "keys": block.self_attn.v_proj, "values": block.self_attn.k_proj
+            },
+        ),
         "attention_is_the_models_own",
     ),
     "no norm before": (
-        "project",
-        lambda self, block, name, hidden: self.projections(block)[name](hidden),
-        "projections_are",
+        "attention", lambda self, block: replace(Attention.of(block), norm=lambda hidden: hidden), "projections_are"
     ),
-    "no rotation": ("rotate", lambda self, states, cos, sin: states, "attention_is_the_models_own"),
-    "no scaling": ("scaling", lambda self, block: 1.0, "attention_is_the_models_own"),
+    "no rotation": (
+        "attention",
+        lambda self, block: replace(Attention.of(block), rotation=lambda queries, keys, cos, sin: (queries, keys)),
+        "attention_is_the_models_own",
+    ),
+    "no scaling": (
+        "attention", lambda self, block: replace(Attention.of(block), scaling=1.0), "attention_is_the_models_own"
+    ),
     "no final norm": ("norm", lambda self, decoder, hidden: hidden, "norm_is"),
     "blocks reversed": ("blocks", lambda self, decoder: list(decoder.layers)[::-1], "blocks_are_all"),
     "a block too few": ("blocks", lambda self, decoder: list(decoder.layers)[:-1], "blocks_are_all"),
@@ -372,7 +380,7 @@ ADAPTERS: dict[str, tuple[str, Callable[..., Any], str]] = {
         lambda self, decoder, hidden, positions: decoder.rotary_emb(hidden, position_ids=positions + 1),
         "rotary_tables",
     ),
-    "no boxes": ("boxes", lambda self, config, given: {config.image_token_id: []}, "boxes_are"),
+    "no boxes": ("boxes", lambda self, given: {given.config.image_token_id: []}, "boxes_are"),
     "refuses": ("refuse", lambda self, config: "no", "supports_its_model"),
 }  # fmt: skip
 

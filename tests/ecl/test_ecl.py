@@ -17,9 +17,8 @@ from families import DEPTH, FAMILIES, ONE, RAGGED, Prompt, answer, inputs, logit
 from spectra import explicit
 
 import tokenprune
-from tokenprune import ecl
+from tokenprune import Adapter, ecl
 from tokenprune.errors import LayerError
-from tokenprune.families.decoder import LlamaStyleAdapter
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.registry import registry
 from tokenprune.shipped import configs
@@ -204,7 +203,7 @@ def test_the_memory_lies_in_the_users_cache(
 # -- shipped ---------------------------------------------------------------------------------------------------------
 
 
-class Deep(LlamaStyleAdapter):
+class Deep(Adapter):
     """Sees a tiny decoder as one of `depth` blocks."""
 
     model_types = ("llava",)

@@ -35,9 +35,9 @@ def row(family: str) -> tuple[dict[str, Any], dict[str, list[torch.Tensor]]]:
     visual = adapter.visual(lm.config, given["input_ids"])
     seen: dict[str, list[torch.Tensor]] = {"queries": [], "keys": []}
     handles = [
-        adapter.projections(block)[state].register_forward_hook(
-            lambda module, args, out, s=state: seen[s].append(out[0][visual[0]])
-        )
+        adapter.attention(block)
+        .modules[state]
+        .register_forward_hook(lambda module, args, out, s=state: seen[s].append(out[0][visual[0]]))
         for block in adapter.blocks(decoder)
         for state in seen
     ]

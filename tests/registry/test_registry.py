@@ -242,8 +242,8 @@ def test_a_name_that_is_no_text_is_named_and_skipped(install: Install) -> None:
 
 
 def test_model_types_given_as_one_word_are_not_taken_letter_by_letter(install: Install) -> None:
-    code = HEAD + "from tokenprune.families.decoder import LlamaStyleAdapter\n"
-    code += "class Mine(LlamaStyleAdapter):\n  model_types = 'xyz'\n"
+    code = HEAD + "from tokenprune import Adapter\n"
+    code += "class Mine(Adapter):\n  model_types = 'xyz'\n"
     install("bad-plugin", code + "@hookimpl\ndef tokenprune_adapters(): return {'mine': Mine}\n")
     with pytest.warns(UserWarning, match="bad-plugin.*model_types"):
         registry()
@@ -252,7 +252,7 @@ def test_model_types_given_as_one_word_are_not_taken_letter_by_letter(install: I
 
 
 def test_an_adapter_that_names_no_model_types_does_not_take_the_others_down(install: Install) -> None:
-    code = HEAD + "from tokenprune.families.decoder import LlamaStyleAdapter\nclass Mine(LlamaStyleAdapter): pass\n"
+    code = HEAD + "from tokenprune import Adapter\nclass Mine(Adapter): pass\n"
     install("bad-plugin", code + "@hookimpl\ndef tokenprune_adapters(): return {'mine': Mine}\n")
     with pytest.warns(UserWarning, match="bad-plugin.*model_types"):
         registry()

@@ -327,10 +327,10 @@ ADAPTER = Kind(
 from __future__ import annotations
 
 from tokenprune import Adapter, hookimpl
-from tokenprune.families.decoder import LlamaStyleAdapter
+from tokenprune import Adapter
 
 
-class $cls(LlamaStyleAdapter):
+class $cls(Adapter):
     """`VipLlavaForConditionalGeneration`."""
 
     model_types = ("vipllava",)  # TODO: config.model_type of your family

@@ -15,7 +15,7 @@ from ..builtin.schedules import Fixed, Spread, Table
 from ..builtin.scorers.diversity import Diversity
 from ..builtin.scorers.random import Random
 from ..errors import TokenpruneError
-from ..parts.adapter import Adapter
+from ..parts.adapter import Adapter, Given
 from ..parts.scheduler import Scheduler
 from ..state.prompt import Prompt
 from .base import Contract
@@ -34,7 +34,7 @@ class Run:
         self.decoder = adapter.decoder(self.base)
         self.blocks = adapter.blocks(self.decoder)
         self.calls: dict[int, tuple[Any, Any, Any]] = {}
-        watched = [*self.blocks, *(part for block in self.blocks for part in adapter.projections(block).values())]
+        watched = [*self.blocks, *(part for block in self.blocks for part in adapter.attention(block).modules.values())]
         handles = [part.register_forward_hook(self._note, with_kwargs=True) for part in watched]
         try:
             with torch.no_grad():
@@ -86,14 +86,15 @@ class TestAdapter(Contract):
         """`project` gives what the layers of `projections` gave; heads have one size."""
         run = Run(adapter, family)
         for block in run.blocks:
-            found = adapter.projections(block)
+            attention = adapter.attention(block)
+            found = attention.modules
             assert sorted(found) == ["keys", "queries", "values"]
             for name, module in found.items():
                 output = run.of(module)[0]
-                assert output.shape[-1] % adapter.head_size(block) == 0
+                assert output.shape[-1] % attention.size == 0
                 with torch.no_grad():
-                    close(adapter.project(block, name, run.entering(block)[0]), output)
-            assert adapter.scaling(block) > 0
+                    close(attention.project(name, run.entering(block)[0]), output)
+            assert attention.scaling > 0
 
     @pytest.mark.parametrize("block", ["previous", "next"])
     def test_attention_is_the_models_own(self, adapter: Adapter, family: Family, block: Any) -> None:
@@ -130,7 +131,7 @@ class TestAdapter(Contract):
     def test_boxes_are_as_many_as_tokens(self, adapter: Adapter, family: Family) -> None:
         """By placeholder, picture after picture; each has a size, or is NaN."""
         config, given = family.model().config, family.inputs(RAGGED)
-        found = adapter.boxes(config, given)
+        found = adapter.boxes(Given(config, given))
         if found is None:
             pytest.skip("this family does not say where its tokens lie")
         pictures = sum(segment == "image" for _, segments in RAGGED for segment in segments)

@@ -19,7 +19,6 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -254,7 +253,7 @@ class Pruner:
             turn.after.callback(hook.remove)
         for layer in turn.prompt.stages if turn.prefill else ():
             if layer > 0:
-                for name, module in self.adapter.projections(self.blocks[layer - 1]).items():
+                for name, module in self.adapter.attention(self.blocks[layer - 1]).modules.items():
                     look = partial(self._look, turn, layer, name)
                     turn.after.callback(module.register_forward_hook(look).remove)
 
@@ -728,22 +727,21 @@ class Pruner:
             real = view.valid[row].int().argsort(stable=True)[-length:][: length - prompt.drafts]
         states = guard.own(hidden[row][real])
         cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
-        before, here = self.blocks[layer - 1] if layer else None, self.blocks[layer]
+        attention = self.adapter.attention(self.blocks[layer])
 
         def heads(name: str, flat: Float[Tensor, "r w"]) -> Float[Tensor, "heads r dh"]:
-            mine = rearrange(flat, "r (heads dh) -> heads r dh", dh=self.adapter.head_size(here))
-            return self.ranks.all_heads(name, mine)
+            return self.ranks.all_heads(name, attention.heads(flat))
 
         def looked(name: str, rows: Tensor | None) -> Tensor:
             mine = turn.looked[layer, name][row][real]
             return heads(name, guard.own(mine) if rows is None else mine[rows])
 
         def following(name: str, rows: Tensor | None) -> Tensor:
-            return heads(name, self.adapter.project(here, name, states if rows is None else states[rows]))
+            return heads(name, attention.project(name, states if rows is None else states[rows]))
 
         def rotate(heads_rows: Tensor, rows: Tensor | None) -> Tensor:
             picked = (cos, sin) if rows is None else (cos[rows], sin[rows])
-            return self.adapter.rotate(heads_rows, *picked)
+            return attention.rotate(heads_rows, *picked)
 
         def past(which: str) -> tuple[Tensor, Tensor]:
             block = layer if which == "next" else layer - 1
@@ -788,11 +786,11 @@ class Pruner:
             visual=rank[at],
             question=question,
             states=states,
-            previous=looked if before is not None else None,
+            previous=looked if layer else None,
             following=following,
             past=past if prompt.start else None,
             rotate=rotate,
-            scaling=self.adapter.scaling(here),
+            scaling=attention.scaling,
             norm=partial(self.adapter.norm, self.decoder),
             embedded=embedded,
             look=look if self.recorder is not None and not layer else None,

@@ -92,14 +92,15 @@ def layer_spectra(
         row, columns = where()
         mine = output[row, columns.to(output.device)]
         if ranks is not None:
-            heads = ranks.all_heads(name, rearrange(mine, "n (h dh) -> h n dh", dh=adapter.head_size(blocks[0])))
+            heads = ranks.all_heads(name, adapter.attention(blocks[0]).heads(mine))
             mine = rearrange(heads, "h n dh -> n (h dh)")
         found[name].append(ops.layer_spectrum(mine).cpu())
 
     with ExitStack() as hooks:
         for block in blocks:
             for name in states:
-                hooks.callback(adapter.projections(block)[name].register_forward_hook(partial(measure, name)).remove)
+                module = adapter.attention(block).modules[name]
+                hooks.callback(module.register_forward_hook(partial(measure, name)).remove)
         run()
     return found
 

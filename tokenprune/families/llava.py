@@ -10,20 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..parts.adapter import Box
+from ..parts.adapter import Adapter, Box, Given
 from ..parts.vision import VisionAdapter
-from .decoder import LlamaStyleAdapter
 from .grids import clip_window, grid_boxes, nowhere, tower_grid
 from .towers import ClipTower
 
 
-class LlavaAdapter(LlamaStyleAdapter):
+class LlavaAdapter(Adapter):
     """`LlavaForConditionalGeneration`."""
 
     model_types = ("llava",)
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any]) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
-        return {config.image_token_id: repeat(picture_boxes(config))}
+    def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
+        return {given.config.image_token_id: repeat(picture_boxes(given.config))}
 
     def window(self, processor: Any, width: int, height: int) -> Box:
         return clip_window(processor, width, height)

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..parts.adapter import Adapter, Given
 from ..parts.vision import VisionAdapter
-from .decoder import LlamaStyleAdapter
 from .grids import grid_boxes, nowhere, tower_grid
 from .towers import NextTower
 
 
-class LlavaNextAdapter(LlamaStyleAdapter):
+class LlavaNextAdapter(Adapter):
     """`LlavaNextForConditionalGeneration`. Newline tokens are visual tokens: they may be dropped like any other.
 
     Panel 0 is the whole picture at base resolution, panel 1 the tiles.
@@ -24,9 +24,9 @@ class LlavaNextAdapter(LlamaStyleAdapter):
 
     model_types = ("llava_next",)
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any]) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
-        sizes = [tuple(map(int, size)) for size in inputs.get("image_sizes", ())]
-        return {config.image_token_id: [_picture(config, height, width) for height, width in sizes]}
+    def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
+        sizes = [tuple(map(int, size)) for size in given.inputs.get("image_sizes", ())]
+        return {given.config.image_token_id: [_picture(given.config, height, width) for height, width in sizes]}
 
     def vision_adapter(self) -> VisionAdapter:
         return NextTower()

@@ -73,8 +73,8 @@ def _broken_heads(adapter: Adapter, decoder: Any) -> bool:
     block = adapter.blocks(decoder)[0]
     weight = next(block.parameters())
     row = torch.zeros(1, decoder.config.hidden_size, dtype=weight.dtype, device=weight.device)
-    widths = [adapter.project(block, name, row).shape[-1] for name in adapter.projections(block)]
-    return any(width % adapter.head_size(block) for width in widths)
+    attention = adapter.attention(block)
+    return any(attention.project(name, row).numel() % attention.size for name in attention.modules)
 
 
 def check_extra_pass(model: nn.Module) -> None:

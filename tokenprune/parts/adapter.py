@@ -1,11 +1,15 @@
-"""What knows a model family."""
+"""What knows a model family. Most answers are the model's own; a family says what is special about it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+import inspect
+import sys
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,78 +22,152 @@ Box = tuple[float, float, float, float]
 """left, top, right, bottom; 0 to 1 is the whole picture."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """What says where visual tokens lie.
+
+    Attributes:
+        config: of the model.
+        inputs: what the processor returned; may be empty.
+        processor: that made them, if there is one.
+        sizes: height and width of each picture, in the order of the batch, where they are known.
+    """
+
+    config: Any
+    inputs: Mapping[str, Any]
+    processor: Any = None
+    sizes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One decoder block's attention.
+
+    Attributes:
+        modules: `queries`, `keys`, `values` -> the module whose output holds them before RoPE, heads side by side or
+            on an axis of their own (tensor parallel: this rank's heads).
+        size: dh.
+        scaling: factor on the logits.
+        norm: what rows that enter the block go through before they are projected.
+        rotation: `rotation(queries, keys, cos, sin)`, the attention's own `apply_rotary_pos_emb`.
+    """
+
+    modules: Mapping[str, nn.Module]
+    size: int
+    scaling: float
+    norm: Callable[[Tensor], Tensor]
+    rotation: Callable[..., tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, block: Any) -> Attention:
+        """As Llama's blocks have it, and most others of transformers."""
+        own = block.self_attn
+        return cls(
+            modules={"queries": own.q_proj, "keys": own.k_proj, "values": own.v_proj},
+            size=own.head_dim,
+            scaling=own.scaling,
+            norm=block.input_layernorm,
+            rotation=sys.modules[type(own).__module__].apply_rotary_pos_emb,
+        )
+
+    def heads(self, rows: Float[Tensor, "r *w"]) -> Float[Tensor, "heads r dh"]:
+        """What a module gave for some rows, head by head."""
+        return rows.reshape(len(rows), -1, self.size).transpose(0, 1)
+
+    def project(self, name: str, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r w"]:
+        """What `modules[name]` would give for these rows entering the block."""
+        return self.modules[name](self.norm(hidden))
+
+    def rotate(
+        self, states: Float[Tensor, "h r dh"], cos: Float[Tensor, "r dh"], sin: Float[Tensor, "r dh"]
+    ) -> Float[Tensor, "h r dh"]:
+        """RoPE with the tables of these rows."""
+        batch = states[None]
+        return self.rotation(batch, batch[:, :1], cos[None], sin[None])[0][0]
+
+
 class Adapter(ABC):
-    """Knows one model family: answers questions about modules and token ids, decides nothing."""
+    """Knows one model family: answers questions about modules and token ids, decides nothing.
+
+    The defaults ask the model, and hold for decoders laid out as Llama's are.
+    """
 
     model_types: ClassVar[tuple[str, ...]]
     """Values of `config.model_type` this adapter answers for."""
 
-    @abstractmethod
-    def base(self, model: nn.Module) -> nn.Module:
-        """The module whose forward takes `input_ids` and picture features and calls the decoder."""
+    placeholders: ClassVar[tuple[str, ...]] = ("image_token_id", "video_token_id")
+    """Config attributes that hold the token ids of visual placeholders; those that a config lacks do not count."""
 
-    @abstractmethod
+    def base(self, model: nn.Module) -> nn.Module:
+        """The innermost module around the decoder whose forward takes pictures. The model may be wrapped."""
+        decoder = model.get_decoder()  # type: ignore[operator]
+        around = {id(model): model}
+        for name, part in model.named_modules():
+            if part is decoder:
+                parents = [model.get_submodule(name[:i]) for i, letter in enumerate(name) if letter == "."]
+                around = {id(each): each for each in [model, *parents]}
+                break
+        taking = [each for each in around.values() if _takes_pictures(each)]
+        return taking[-1] if taking else model
+
     def decoder(self, base: nn.Module) -> nn.Module:
         """The text decoder; it has `.config`."""
+        return base.get_decoder()  # type: ignore[operator]
 
-    @abstractmethod
     def blocks(self, decoder: nn.Module) -> list[nn.Module]:
         """Decoder blocks, first to last."""
+        return list(decoder.layers)  # type: ignore[arg-type]
 
-    @abstractmethod
-    def projections(self, block: nn.Module) -> Mapping[str, nn.Module]:
-        """`queries`, `keys`, `values` -> the linear layer whose output holds them, heads concatenated (tensor parallel:
-        this rank's heads).
-        """
+    def attention(self, block: nn.Module) -> Attention:
+        """A block's attention."""
+        return Attention.of(block)
 
-    @abstractmethod
-    def project(self, block: nn.Module, name: str, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r w"]:
-        """What `projections(block)[name]` would give for these rows entering the block (its own norm included)."""
-
-    @abstractmethod
-    def head_size(self, block: nn.Module) -> int:
-        """dh."""
-
-    @abstractmethod
-    def scaling(self, block: nn.Module) -> float:
-        """Factor on the attention logits."""
-
-    @abstractmethod
-    def rotate(self, states: Float[Tensor, "h r dh"], cos: Tensor, sin: Tensor) -> Float[Tensor, "h r dh"]:
-        """RoPE with the tables (`r dh`) of these rows."""
-
-    @abstractmethod
     def norm(self, decoder: nn.Module, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
         """The decoder's final norm."""
+        return decoder.norm(hidden)  # type: ignore[operator]
 
-    @abstractmethod
     def rotary(self, decoder: nn.Module, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
         """Rotary tables for new positions, or None if the family's positions cannot be renumbered (M-RoPE)."""
+        if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
+            return None  # positions are places in a picture
+        return decoder.rotary_emb(hidden, position_ids=positions)  # type: ignore[operator]
 
-    @abstractmethod
     def visual(self, config: Any, input_ids: Int[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
         """Which columns are placeholders of picture or video tokens."""
+        mask = torch.zeros_like(input_ids, dtype=torch.bool)
+        for name in self.placeholders:
+            if (token := getattr(config, name, None)) is not None:
+                mask |= input_ids == token
+        return mask
 
-    @abstractmethod
     def refuse(self, config: Any) -> str | None:
         """Why this decoder cannot be pruned (a sliding window, say), or None."""
+        text = config.get_text_config()
+        kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+        if getattr(text, "sliding_window", None) is not None or kinds:
+            return "its decoder uses a sliding attention window, which would slide over dropped tokens"
+        return None
 
-    @abstractmethod
-    def boxes(self, config: Any, inputs: Mapping[str, Any]) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
+    def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         """Where visual tokens lie: by placeholder id, one tensor per picture or video, in the order of the batch.
 
         Per token: panel (a video's frame, or one of several grids over the same picture), then its box in the `window`;
-        NaN for a token without a place, such as a newline. Endless where all pictures are alike, empty where `inputs`,
-        what the processor returned, do not tell. None: not known for this family.
+        NaN for a token without a place, such as a newline. Endless where all pictures are alike, empty where `given`
+        does not tell. None: not known for this family.
         """
+        return None
 
-    @abstractmethod
     def window(self, processor: Any, width: int, height: int) -> Box:
         """What the model sees of a picture of this size, in the picture's coordinates; padding lies beyond 0 and 1.
 
         `processor` is the image or video processor; raises TokenpruneError where it is needed and None.
         """
+        return 0.0, 0.0, 1.0, 1.0
 
     def vision_adapter(self) -> VisionAdapter | None:
         """Who knows this family's vision tower; None if its states cannot be read."""
         return None
+
+
+def _takes_pictures(module: nn.Module) -> bool:
+    return any(name.startswith("pixel_values") for name in inspect.signature(module.forward).parameters)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import TokenpruneError
-from ..parts.adapter import Adapter
+from ..parts.adapter import Adapter, Given
 
 Shown = Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray]
 """A picture, or the frames of a video."""
@@ -43,7 +43,7 @@ def placed(
 
     Raises TokenpruneError if the family cannot tell, or `inputs` (what the processor returned) do not explain them.
     """
-    grids = adapter.boxes(config, inputs)
+    grids = adapter.boxes(Given(config, inputs))
     if grids is None:
         raise TokenpruneError(
             f"where the visual tokens of {config.model_type} lie is not known: its adapter has to answer `boxes`"
