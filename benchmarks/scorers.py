@@ -26,6 +26,7 @@ from tokenprune import Scorer, Seen
 from tokenprune.errors import TokenpruneError
 from tokenprune.outputs import write_json
 from tokenprune.registry import registry
+from tokenprune.seen.prompt import Plain
 from tokenprune.seen.vision import Vision
 
 IMAGE, VISUAL = 5, 576
@@ -99,12 +100,14 @@ def shown(n: int, keep: int, text: int, width: int, head: int, dtype: torch.dtyp
         visual=visual,
         question=text - 5,
         states=states,
-        previous=lambda name, rows: given[name] if rows is None else given[name][:, rows],
-        rotate=rotate,
-        scaling=head**-0.5,
-        norm=lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]),
-        embedded=lambda: (embeddings, visual),
-        look=lambda: Vision(pictures.places, pictures.read),
+        source=Plain(
+            given,
+            rotation=rotate,
+            scale=head**-0.5,
+            normalise=lambda x: torch.nn.functional.rms_norm(x, x.shape[-1:]),
+            entered=(embeddings, visual),
+            seen=Vision(pictures.places, pictures.read),
+        ),
     )
 
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from .api import Pruning, attach, prune
     from .errors import TokenpruneError
     from .parts.adapter import Adapter
+    from .parts.fact import Fact, Sample
     from .parts.merger import Merger
-    from .parts.scheduler import Calibration, PlanInput, Scheduler
+    from .parts.scheduler import PlanInput, Scheduler
     from .parts.scorer import Scorer, VisionScorer
-    from .recipe import Pass, Recipe
+    from .recipe import Pass, Recipe, VisionPass
     from .registry.hookspecs import hookimpl
     from .seen.pictures import Pictures, Ranking
     from .seen.prompt import Seen
@@ -28,7 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
-    "Calibration",
+    "Fact",
     "Merger",
     "Pass",
     "Pictures",
@@ -36,10 +37,12 @@ __all__ = [
     "Pruning",
     "Ranking",
     "Recipe",
+    "Sample",
     "Scheduler",
     "Scorer",
     "Seen",
     "TokenpruneError",
+    "VisionPass",
     "VisionScorer",
     "attach",
     "hookimpl",
@@ -50,9 +53,10 @@ _WHERE = {
     "errors": ("TokenpruneError",),
     "parts.adapter": ("Adapter",),
     "parts.merger": ("Merger",),
-    "parts.scheduler": ("Calibration", "PlanInput", "Scheduler"),
+    "parts.fact": ("Fact", "Sample"),
+    "parts.scheduler": ("PlanInput", "Scheduler"),
     "parts.scorer": ("Scorer", "VisionScorer"),
-    "recipe": ("Pass", "Recipe"),
+    "recipe": ("Pass", "Recipe", "VisionPass"),
     "registry.hookspecs": ("hookimpl",),
     "seen.pictures": ("Pictures", "Ranking"),
     "seen.prompt": ("Seen",),

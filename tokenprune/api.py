@@ -14,9 +14,9 @@ from PIL import Image
 
 from . import __version__, outputs
 from .amounts import Budget, checked
-from .decoder.forward import Pruner
 from .errors import TokenpruneError, UnsupportedModelError
 from .plan.cost import DecoderSize
+from .pruner import Pruner
 from .recipe import RecipeLike, load
 from .registry import registry
 from .show import html as page
@@ -82,8 +82,8 @@ class Pruning:
                 that can read it.
             answer: what the model said, for the file.
         """
-        dtype = next(self._pruner.base.parameters()).dtype
-        made = report(self.state, DecoderSize.of(self._pruner.config), dtype.itemsize)
+        dtype = next(self._pruner.anatomy.base.parameters()).dtype
+        made = report(self.state, DecoderSize.of(self._pruner.anatomy.config), dtype.itemsize)
         if html is not None:
             figures = [
                 page.Figure("as shown" if len(pictures) == 1 else f"picture {number}", drawing.original(shown))
@@ -103,13 +103,13 @@ class Pruning:
             text = self._text(processor, prompt) if question is None else question
             asked = {"Prompt" if question is None else "Question": text, "Answer": answer}
             told = {name: each for name, each in asked.items() if each is not None}
-            title = f"{self._pruner.recipe.name} on {self._pruner.config.model_type}"
+            title = f"{self._pruner.pipeline.recipe.name} on {self._pruner.anatomy.config.model_type}"
             outputs.write(Path(html), page.render(title, made, figures, told, self._made_by()))
         return made
 
     def _text(self, processor: Any, prompt: int) -> str | None:
         """A prompt without its visual tokens, as text, or None if nothing here can read it."""
-        processor = self._pruner.processor if processor is None else processor
+        processor = self._pruner.pipeline.processor if processor is None else processor
         reader = getattr(processor, "tokenizer", processor)
         state = self.state
         if state is None or not hasattr(reader, "decode"):
@@ -125,9 +125,11 @@ class Pruning:
     def _made_by(self) -> dict[str, str]:
         """Versions, and the model by its last name: a local path is nobody else's business."""
         pruner = self._pruner
-        weight = next(pruner.base.parameters())
-        name = Path(str(getattr(pruner.config, "_name_or_path", ""))).name or "unnamed"
-        where = f"({pruner.config.model_type}, {str(weight.dtype).removeprefix('torch.')} on {weight.device.type})"
+        weight = next(pruner.anatomy.base.parameters())
+        name = Path(str(getattr(pruner.anatomy.config, "_name_or_path", ""))).name or "unnamed"
+        where = (
+            f"({pruner.anatomy.config.model_type}, {str(weight.dtype).removeprefix('torch.')} on {weight.device.type})"
+        )
         versions = {"tokenprune": __version__, "torch": torch.__version__, "transformers": version("transformers")}
         return {"model": f"{name} {where}", **versions}
 
@@ -166,7 +168,7 @@ class Pruning:
         layer = _one_of("stage", max(state.views) if stage is None else stage, list(state.views))
         _one_of("prompt", prompt, range(len(state.ids)))
         places = drawing.placed(
-            self._pruner.adapter, self._pruner.config, state.ids, state.visual, inputs or {}, prompt
+            self._pruner.anatomy.adapter, self._pruner.anatomy.config, state.ids, state.visual, inputs or {}, prompt
         )
         place = places[_one_of(f"picture of prompt {prompt}", picture, range(len(places)))]
         view = state.views[layer]
@@ -178,8 +180,8 @@ class Pruning:
             drawn[view.index[prompt][view.valid[prompt]].cpu()] = True
         else:
             drawn = ~heat.isnan()
-        processor = self._pruner.processor if processor is None else processor
-        return drawing.draw(self._pruner.adapter, processor, shown, place, drawn, heat)
+        processor = self._pruner.pipeline.processor if processor is None else processor
+        return drawing.draw(self._pruner.anatomy.adapter, processor, shown, place, drawn, heat)
 
 
 def _one_of(what: str, number: int, known: Sequence[int]) -> int:

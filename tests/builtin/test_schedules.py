@@ -17,7 +17,7 @@ from tokenprune.builtin.schedules import Ecl, Fixed, Pyramid, Spread, Table
 from tokenprune.errors import BudgetError, LayerError
 from tokenprune.parts.scheduler import PlanInput, Scheduler
 
-LLAVA = PlanInput(depth=32, visual=576, ecl=2)
+LLAVA = PlanInput(depth=32, visual=576, facts={"ecl": 2})
 THREE = ("8/32", "16/32", "24/32")
 
 
@@ -52,7 +52,7 @@ UNREACHABLE: list[tuple[Any, PlanInput]] = [
     (lambda average: Fixed(layer=5, average=average), PlanInput(32, 576)),
     (lambda average: Fixed(layer="16/32", average=average), PlanInput(28, 100)),
     (lambda average: Fixed(layer=1, average=average), PlanInput(3, 7)),
-    (lambda average: Ecl(average=average), PlanInput(32, 577, ecl=3)),
+    (lambda average: Ecl(average=average), PlanInput(32, 577, facts={"ecl": 3})),
     (lambda average: Pyramid(layers=THREE, average=average), PlanInput(32, 576)),
     (lambda average: Pyramid(layers=(1, 2), average=average), PlanInput(3, 100)),
 ]
@@ -126,7 +126,7 @@ def test_layers_are_counts_or_fractions_of_the_depth(layer: Any, depth: int, cou
 @pytest.mark.parametrize("schedule", [Fixed(layer=28, keep=3), Pyramid(layers=(1, 99), ratio=0.5), Ecl(average=1)])
 def test_layers_beyond_the_depth_are_refused_for_every_prompt(schedule: Scheduler, visual: int) -> None:
     with pytest.raises(LayerError, match="this model has 28 blocks, use 0 to 27"):
-        schedule.plan(PlanInput(28, visual, ecl=28))
+        schedule.plan(PlanInput(28, visual, facts={"ecl": 28}))
 
 
 @pytest.mark.parametrize("layer", [-1, "-1/3", "32/32", "33/32", "1/0", "2", "0.5", "x/y", ""])
@@ -157,12 +157,12 @@ def test_exactly_one_budget_must_be_given(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("layer", [1, 2, 31])
 def test_ecl_prunes_where_the_shape_says(layer: int) -> None:
-    assert Ecl(keep=100).plan(PlanInput(32, 576, ecl=layer)) == {layer: 100}
+    assert Ecl(keep=100).plan(PlanInput(32, 576, facts={"ecl": layer})) == {layer: 100}
 
 
 def test_an_unknown_ecl_is_an_error_that_says_what_to_do() -> None:
-    assert Ecl.needs_ecl
-    assert not Fixed.needs_ecl
+    assert Ecl.needs == ("ecl",)
+    assert not Fixed.needs
     with pytest.raises(LayerError, match="tokenprune calibrate"):
         Ecl(keep=3).plan(PlanInput(32, 576))
 

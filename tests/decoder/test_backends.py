@@ -34,21 +34,20 @@ def test_flash_attention_equals_sdpa(family: str, batch: str, recipe: str) -> No
 
 def test_the_stand_in_sees_gapped_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proof that the test above can fail: positions with gaps, handed to the blocks, take the packed path."""
-    from tokenprune.decoder.forward import Pruner
+    from tokenprune.decoder import forward
 
-    enter = Pruner._enter
+    before = forward.before_block
 
-    def leaky(self: Pruner, block: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def leaky(made: Any, block: int, hidden: Any, kwargs: dict[str, Any]) -> Any:
         positions = kwargs["position_ids"]
-        changed = enter(self, block, module, args, kwargs)
+        changed = before(made, block, hidden, kwargs)
         if changed is None:
             return None
-        layer = self._turn.prompt.layer(block)
-        index = self._turn.prompt.views[layer].index
+        index = made.prompt.view_at(block).index
         gapped = positions.expand(len(index), -1).gather(1, index) if positions.shape[1] > 1 else positions
         return changed[0], {**changed[1], "position_ids": gapped}
 
-    monkeypatch.setattr(Pruner, "_enter", leaky)
+    monkeypatch.setattr(forward, "before_block", leaky)
     lm = model("llava")
     with tokenprune.prune(lm, {"prune": RECIPES["attention"]}), fake_flash(lm) as calls:
         answer("llava", "sdpa", ONE)

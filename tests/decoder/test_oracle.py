@@ -103,12 +103,12 @@ def test_every_kept_column_of_a_forward_pass(family: str, use_cache: bool) -> No
 def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong mask, wrong positions or wrong columns in the engine is found by the ragged batch."""
     from tokenprune import ops
-    from tokenprune.decoder.forward import Pruner
+    from tokenprune.decoder import visibility
 
     if mutant == "mask":
         monkeypatch.setattr(PromptState, "mask", lambda self, block, mask, total, device: None)
     elif mutant == "positions":
-        monkeypatch.setattr(Pruner, "_rotary", lambda self, turn, block, hidden, kwargs: _first(hidden, kwargs))
+        monkeypatch.setattr(visibility, "rotary", lambda forward, block, hidden, kwargs: _first(hidden, kwargs))
     else:
         gather = ops.gather_columns
         monkeypatch.setattr(ops, "gather_columns", lambda states, index: gather(states, index.roll(1, dims=1)))

@@ -331,7 +331,7 @@ def test_a_profile_of_what_a_tower_pass_leaves(family: str) -> None:
     handle = decoder.layers[2].self_attn.q_proj.register_forward_hook(lambda m, args, output: seen.append(output))
     try:
         with tokenprune.prune(lm, recipe) as pruning, torch.no_grad():
-            found = profile.row(adapter, decoder, lambda: pruning.state.shown, lambda: lm(**given), LAYERS)
+            found = profile.row(adapter, decoder, lambda: pruning.state.entering_visual, lambda: lm(**given), LAYERS)
             state = pruning.state
     finally:
         handle.remove()

@@ -10,7 +10,7 @@ import torch
 from tensors import greedy_max_min, lattice, rand
 
 from tokenprune import ops
-from tokenprune.builtin.mergers import nearest
+from tokenprune.builtin.mergers import Nearest
 from tokenprune.seen.prompt import Seen
 
 
@@ -231,7 +231,7 @@ def test_nearest_averages_each_kept_token_with_the_dropped_ones_most_like_it(
     kept: list[int], dtype: torch.dtype
 ) -> None:
     hidden = rand(9, 6).to(dtype)
-    merged = nearest(hidden, torch.tensor(kept, dtype=torch.long), Seen.of(keep=len(kept), hidden=hidden))
+    merged = Nearest().merge(hidden, torch.tensor(kept, dtype=torch.long), Seen.of(keep=len(kept), hidden=hidden))
     x = hidden.double().numpy()
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     groups: dict[int, list[np.ndarray]] = {token: [x[token]] for token in kept}
@@ -246,6 +246,6 @@ def test_nearest_averages_each_kept_token_with_the_dropped_ones_most_like_it(
 def test_nearest_lets_every_kept_token_stand_for_itself() -> None:
     """Two kept tokens may be equal: neither is folded into the other."""
     hidden = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    merged = nearest(hidden, torch.tensor([0, 1]), Seen.of(keep=2, hidden=hidden))
+    merged = Nearest().merge(hidden, torch.tensor([0, 1]), Seen.of(keep=2, hidden=hidden))
     assert merged[1].tolist() == [1, 0]
     assert sorted(merged[:2, 1].tolist()) == [0, 0.5]

@@ -15,9 +15,10 @@ from notes import passed_as_it_is
 from oracle import RECIPES, check_oracle
 
 import tokenprune
-from tokenprune import Scheduler, Scorer
+from tokenprune import Merger, Scheduler, Scorer
 from tokenprune.errors import LayerError, PromptError, ScheduleError, ScorerError, TokenpruneError
 from tokenprune.registry import Entry, registry
+from tokenprune.seen.prompt import Plain
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ SCORES: dict[str, Callable[[Any], Any]] = {
     "good": column,
     "raises": raises(RuntimeError("out of ideas")),
     "asks for states that do not exist": lambda seen: seen.attention([10**6]).mean((0, 1)),
-    "asks for a block that is not there": lambda seen: replace(seen, previous=None).keys,
+    "asks for a block that is not there": lambda seen: replace(seen, source=Plain()).keys,
     "reads a question that is not text": no_text,
     "nan": nan,
     "too long": lambda seen: torch.zeros(len(seen.visual) + 1),
@@ -72,7 +73,7 @@ SCORES: dict[str, Callable[[Any], Any]] = {
     "8-bit floats": lambda seen: column(seen).to(torch.float8_e4m3fn),
     "another device": lambda seen: column(seen).to("meta"),
     "changes states": changing(lambda seen: seen.states),
-    "changes projections": changing(lambda seen: seen.previous("keys", None)),
+    "changes projections": changing(lambda seen: seen.source.project("previous", "keys", None)),
     "changes ids": changing(lambda seen: seen.ids),
     "interrupt": raises(KeyboardInterrupt()),
     "out of memory": raises(torch.OutOfMemoryError("no room")),
@@ -120,13 +121,24 @@ MERGER_FAULTS: dict[str, tuple[type[BaseException], str]] = {
 }
 
 
+def folding(how: str) -> type[Merger]:
+    """A merger of its own type for each fault."""
+
+    @dataclass(frozen=True)
+    class Folding(Merger):
+        def merge(self, hidden: torch.Tensor, kept: torch.Tensor, seen: Any) -> Any:
+            return MERGED[how](hidden, kept, seen)
+
+    return Folding
+
+
 @pytest.fixture
 def provided(monkeypatch: pytest.MonkeyPatch) -> None:
     """The faulty parts, as a distribution called `stranger` would provide them."""
     entries = {
         "scorer": {"faulty": Faulty},
         "scheduler": {"faulty": Plans},
-        "merger": {f"faulty-{how}": merge for how, merge in MERGED.items()},
+        "merger": {f"faulty-{how}": folding(how) for how in MERGED},
     }
     for kind, things in entries.items():
         for name, thing in things.items():
@@ -141,10 +153,10 @@ def check_fault(recipe: Any, error: type[BaseException], message: str) -> None:
         for _ in range(2):
             with torch.no_grad(), pytest.raises(error, match=message):
                 lm(**inputs("llava", RAGGED))
-            assert pruning._pruner._turn is None or error is KeyboardInterrupt
+            assert pruning._pruner.live.forward is None or error is KeyboardInterrupt
         text = [(9, (6,))]
         assert torch.isfinite(logits(answer("llava", "sdpa", text))).all()
-    assert pruning._pruner._turn is None
+    assert pruning._pruner.live.forward is None
     assert not pruning._pruner._running
     assert attributes(lm) == hooks
     assert torch.equal(logits(answer("llava", "sdpa", RAGGED)), before)
@@ -184,7 +196,7 @@ def test_a_merger_that(fault: str) -> None:
 def test_the_engines_own_errors_pass_as_they_are(said: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     error, message = OURS[said]
     monkeypatch.setitem(MERGED, "asks", lambda hidden, kept, seen: SCORES[said](seen))
-    monkeypatch.setitem(registry().entries["merger"], "asks", Entry("merger", "asks", MERGED["asks"], "stranger"))
+    monkeypatch.setitem(registry().entries["merger"], "asks", Entry("merger", "asks", folding("asks"), "stranger"))
     step: dict[str, Any] = {"scorer": {"name": "faulty", "how": said}}
     if part == "merger":
         step = {"scorer": "diversity", "merge": "asks"}
@@ -252,25 +264,25 @@ def test_in_inference_mode_scorers_change_copies(fault: str) -> None:
 class Plans(Scheduler):
     how: str = "good"
 
-    def plan(self, shape: Any) -> Any:
-        return PLANS[self.how](shape)
+    def plan(self, given: Any) -> Any:
+        return PLANS[self.how](given)
 
 
 PLANS: dict[str, Callable[[Any], Any]] = {
-    "good": lambda shape: {2: min(3, shape.visual)},
-    "numpy": lambda shape: {np.int64(2): np.int64(min(3, shape.visual))},
+    "good": lambda given: {2: min(3, given.visual)},
+    "numpy": lambda given: {np.int64(2): np.int64(min(3, given.visual))},
     "raises": raises(ZeroDivisionError("by zero")),
     "raises for a layer": raises(LayerError("no such layer")),
-    "more than there are": lambda shape: {2: shape.visual + 1},
-    "negative": lambda shape: {2: -1},
-    "a share": lambda shape: {2: 0.5},
-    "text": lambda shape: {"2": 3},
-    "beyond the depth": lambda shape: {shape.depth: 0},
-    "before the first": lambda shape: {-1: 0},
-    "grows": lambda shape: {1: 0, 2: 1},
-    "a list": lambda shape: [2, 3],
-    "nothing": lambda shape: None,
-    "late": lambda shape: {2: 1} if shape.visual == 1 else {2: -1},
+    "more than there are": lambda given: {2: given.visual + 1},
+    "negative": lambda given: {2: -1},
+    "a share": lambda given: {2: 0.5},
+    "text": lambda given: {"2": 3},
+    "beyond the depth": lambda given: {given.depth: 0},
+    "before the first": lambda given: {-1: 0},
+    "grows": lambda given: {1: 0, 2: 1},
+    "a list": lambda given: [2, 3],
+    "nothing": lambda given: None,
+    "late": lambda given: {2: 1} if given.visual == 1 else {2: -1},
 }
 JUNK = [how for how in PLANS if how not in ("good", "numpy", "raises", "raises for a layer", "late")]
 
@@ -335,5 +347,5 @@ def test_an_interrupt_in_any_block_leaves_nothing(block: int) -> None:
         finally:
             handle.remove()
     assert attributes(lm) == hooks
-    assert not cache.layers[0].followed
+    assert not cache.layers[0].active
     assert torch.equal(logits(answer("llava", "sdpa", RAGGED)), before)

@@ -9,6 +9,7 @@ import pytest
 import tokenprune_papers.fitprune as papers
 import torch
 from families import DEPTH, inputs, model
+from fitted import fitted
 from papers_reference import HEADS, KINDS, best_first, draw, fitprune, fitprune_losses
 
 from tokenprune.plan.cost import SHAPES, DecoderSize
@@ -62,13 +63,13 @@ def test_the_simulation_drops_what_both_rankings_can_spare(alpha: float) -> None
 @pytest.mark.parametrize("reduction", [0.3, 0.6])
 def test_a_fitted_table_saves_what_was_asked(reduction: float) -> None:
     prompts = [inputs("llava", [(seed, (3, "image", 9))]) for seed in range(3)]
-    fitted = papers.calibrate(model("llava"), prompts, reduction)
-    built = load(fitted)
-    stages = plan_stages(built, DEPTH, [16], None)
+    table = fitted(papers.Fit(reduction), prompts)
+    built = load(table)
+    stages = plan_stages(built, DEPTH, [16], {})
     plan = {layer: stage.kept[0] for layer, stage in stages.items()}
     saved = 1 - DecoderSize.of(model("llava").config).flops_share(plan, 16, 0)
     assert saved == pytest.approx(reduction, abs=0.15)  # 16 tokens, whole ones, rounded down
-    assert fitted["prune"][0]["schedule"]["layers"] == [f"{layer}/{DEPTH}" for layer in plan]
+    assert table["prune"][0]["schedule"]["layers"] == [f"{layer}/{DEPTH}" for layer in plan]
 
 
 def test_the_masses_are_those_of_the_unpruned_model() -> None:
@@ -78,7 +79,7 @@ def test_the_masses_are_those_of_the_unpruned_model() -> None:
     fit = papers.simulate
     try:
         papers.simulate = lambda sample, alpha: seen.append(sample) or fit(sample, alpha)
-        papers.calibrate(model("llava"), [prompt])
+        fitted(papers.Fit(), [prompt])
     finally:
         papers.simulate = fit
     with torch.no_grad():
@@ -93,9 +94,9 @@ def test_the_masses_are_those_of_the_unpruned_model() -> None:
 @pytest.mark.parametrize("reduction", [0.0, 1.0, 60])
 def test_reductions_that_make_no_sense_are_refused(reduction: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        papers.calibrate(model("llava"), [], reduction)
+        fitted(papers.Fit(reduction), [])
 
 
 def test_no_pictures_no_table() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        papers.calibrate(model("llava"), [])
+        fitted(papers.Fit(), [])

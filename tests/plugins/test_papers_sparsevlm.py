@@ -12,7 +12,7 @@ from families import FAMILIES, RAGGED, inputs, model
 from folds import FOLDS, recycled
 from papers_reference import HEADS, KINDS, best_first, draw, raters, sparsevlm
 from papers_reference import density_peaks as slow_density_peaks
-from tokenprune_papers.sparsevlm import SparseVLM, _gaps, best_of, density_peaks, recycle
+from tokenprune_papers.sparsevlm import Recycle, SparseVLM, _gaps, best_of, density_peaks
 
 import tokenprune
 from tokenprune import Scorer, Seen
@@ -54,7 +54,7 @@ def test_it_takes_the_same_tokens_in_the_same_order(seed: int, heads: str, kind:
         centres = [candidates[c] for c in slow_density_peaks(hidden[candidates], count)]
         assert order(score, keep) == [*rating[:best], *centres]
         kept = sorted(order(score, keep))
-        folded = recycle(seen.hidden, torch.tensor(kept), replace(seen, scores=score))
+        folded = Recycle().merge(seen.hidden, torch.tensor(kept), replace(seen, scores=score))
         np.testing.assert_allclose(folded[kept], FOLDS["recycle"](hidden, kept, score.numpy()), atol=1e-5)
         untouched = [i for i in kept if i not in centres]
         assert torch.equal(folded[untouched], seen.hidden[untouched])

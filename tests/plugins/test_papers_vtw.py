@@ -6,6 +6,7 @@ import pytest
 import tokenprune_papers.vtw as papers
 import torch
 from families import DEPTH, inputs, model
+from fitted import fitted
 from masking import hidden_by_mask
 
 from tokenprune.recipe import load
@@ -38,7 +39,7 @@ def test_the_first_layer_within_eta_is_found(first: int) -> None:
     given = [inputs("llava", [prompt]) for prompt in PROMPTS]
     found = set()
     for eta in [kl * 1.001 for kl in expected]:
-        recipe = papers.calibrate(model("llava"), given, eta=eta, first=first)
+        recipe = fitted(papers.Withdrawal(eta, first), given)
         layer = load(recipe).passes[0].schedule.layer
         assert layer == first + next(i for i, kl in enumerate(expected) if kl <= eta)
         found.add(layer)
@@ -47,15 +48,15 @@ def test_the_first_layer_within_eta_is_found(first: int) -> None:
 
 def test_an_eta_that_no_layer_meets_is_said() -> None:
     with pytest.raises(ValueError, match="no layer comes within"):
-        papers.calibrate(model("llava"), [inputs("llava", PROMPTS[:1])], eta=0.0, first=1)
+        fitted(papers.Withdrawal(0.0, 1), [inputs("llava", PROMPTS[:1])])
 
 
 @pytest.mark.parametrize("settings", [{"first": DEPTH}, {"eta": -1.0, "first": 1}])
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="first must be"):
-        papers.calibrate(model("llava"), [], **settings)
+        fitted(papers.Withdrawal(**settings), [])
 
 
 def test_no_prompts_no_layer() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        papers.calibrate(model("llava"), [], first=1)
+        fitted(papers.Withdrawal(first=1), [])

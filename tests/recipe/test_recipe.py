@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tokenprune import Scorer
-from tokenprune.builtin.mergers import nearest
+from tokenprune.builtin.mergers import Nearest
 from tokenprune.builtin.schedules import Ecl, Fixed, Pyramid
 from tokenprune.builtin.scorers.attention import Attention
 from tokenprune.builtin.scorers.diversity import Diversity
@@ -314,7 +314,7 @@ def test_all_faults_come_at_once_with_their_paths() -> None:
             "prune.0.schedule.layer: unknown key; Ecl has keep, average",
         ),
         ({"merge": ["nearest"]}, "prune.0.merge: "),
-        ({"merge": {"name": "nearest"}}, "prune.0.merge: "),
+        ({"merge": {"name": "nearest", "far": 1}}, "prune.0.merge.far: "),
         ({"merge": 5}, "prune.0.merge: "),
         ({"positions": "kept"}, "prune.0.positions: expected original | compact, got 'kept'"),
         ({"positions": None}, "prune.0.positions: expected original | compact, got None"),
@@ -538,9 +538,10 @@ def test_overrides_do_not_reach_into_objects(scorer: Scorer) -> None:
 
 def test_a_merger_is_given_by_name() -> None:
     made = load(a_recipe(merge="nearest"))
-    assert made.passes[0].merge == "nearest"
-    assert made.passes[0].merger is registry().get("merger", "nearest") is nearest
-    assert load(a_recipe()).passes[0].merger is None
+    assert made.passes[0].merge == Nearest()
+    assert load(a_recipe(merge={"name": "nearest"})) == made
+    assert registry().get("merger", "nearest") is Nearest
+    assert load(a_recipe()).passes[0].merge is None
     assert load(a_recipe(merge=None)) == load(a_recipe())
 
 

@@ -123,7 +123,7 @@ def test_builtins_carry_our_own_distribution() -> None:
     assert found.broken == ()
     assert set(found.entries) == set(KINDS)
     for kind, entries in found.entries.items():
-        assert entries or kind == "calibration"
+        assert entries
         assert list(entries) == sorted(entries)
         for name, entry in entries.items():
             assert (entry.kind, entry.name, entry.distribution) == (kind, name, DISTRIBUTION)
@@ -302,16 +302,28 @@ def test_a_plugin_cannot_replace_a_builtin(install: Install) -> None:
     assert recipe.load("entropyprune").passes[0].scorer == Entropy()
 
 
+PARTS = """from dataclasses import dataclass
+from tokenprune import Fact, Merger
+@dataclass(frozen=True)
+class Mine(Merger):
+  def merge(self, hidden, kept, seen): return hidden
+@dataclass(frozen=True)
+class Told(Fact):
+  about = "mine"
+  def measure(self, model, adapter, samples): return 1
+"""
+
+
 def test_taken_names_of_recipes_mergers_and_calibrations_are_told_to_those_who_ask(
     install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Commands that do not name them run as ever, and `ls` says what is left out."""
     (tmp_path / "mine.yaml").write_text("prune: [{scorer: random, schedule: {name: fixed, layer: 1, keep: 4}}]")
-    code = HEAD + "from pathlib import Path\n"
+    code = HEAD + "from pathlib import Path\n" + PARTS
     for kind, thing in (
         ("recipe", f"Path({str(tmp_path / 'mine.yaml')!r})"),
-        ("merger", "max"),
-        ("calibration", "max"),
+        ("merger", "Mine"),
+        ("fact", "Told"),
     ):
         code += f"@hookimpl\ndef tokenprune_{kind}s(): return {{'mine': {thing}}}\n"
     for each in ("one", "two"):
@@ -327,7 +339,7 @@ def test_taken_names_of_recipes_mergers_and_calibrations_are_told_to_those_who_a
     for asked in ("mine", "mine@192"):
         assert "the recipe name 'mine' is registered twice, by one and two" in said("show", asked)
     assert recipe.load(tmp_path / "mine.yaml").passes
-    assert "the calibration name 'mine' is registered twice" in said("calibrate", "pico", "--method", "mine")
+    assert "the fact name 'mine' is registered twice" in said("calibrate", "pico", "--method", "mine")
     with pytest.raises(RecipeError, match=r"prune\.0\.merge: the merger name 'mine' is registered twice"):
         recipe.load("entropyprune", "prune.0.merge=mine")
     with pytest.raises(RegistryError, match="the merger name 'mine' is registered twice"):

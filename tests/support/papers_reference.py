@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tokenprune import Seen
+from tokenprune.seen.prompt import Plain
 
 Array = np.ndarray
 
@@ -85,10 +86,6 @@ def draw(kind: str, seed: int, heads: tuple[int, int], n: int = 40, question: in
         c, s = (cos, sin) if rows is None else (cos[rows], sin[rows])
         return given * c + torch.cat((-given[..., dh // 2 :], given[..., : dh // 2]), -1) * s
 
-    def project(name: str, rows: torch.Tensor | None) -> torch.Tensor:
-        given = torch.from_numpy({"queries": q, "keys": k}[name])
-        return given if rows is None else given[:, rows]
-
     def final(given: torch.Tensor) -> torch.Tensor:
         return given * torch.rsqrt(given.square().mean(-1, keepdim=True)) * torch.from_numpy(norm).float()
 
@@ -101,11 +98,13 @@ def draw(kind: str, seed: int, heads: tuple[int, int], n: int = 40, question: in
             visual=torch.tensor(visual),
             question=question,
             states=torch.from_numpy(states),
-            previous=project,
-            rotate=rotate,
-            scaling=dh**-0.5,
-            norm=final,
-            embedded=lambda: (torch.from_numpy(embeddings), torch.tensor(visual)),
+            source=Plain(
+                {"queries": torch.from_numpy(q), "keys": torch.from_numpy(k)},
+                rotation=rotate,
+                scale=dh**-0.5,
+                normalise=final,
+                entered=(torch.from_numpy(embeddings), torch.tensor(visual)),
+            ),
         )
 
     wide = [x.astype(np.float64) for x in (q, k, states, embeddings)]

@@ -303,7 +303,7 @@ def test_frames_have_a_cls_token_without_a_place() -> None:
 
 def alive(pruning: Any) -> int:
     gc.collect()
-    return len(pruning._pruner.recorder.encodings)
+    return len(pruning._pruner.pipeline.recorder.encodings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -331,7 +331,7 @@ def test_states_are_freed_without_a_garbage_collection() -> None:
     try:
         with torch.no_grad(), tokenprune.prune(lm, recipe(Probe())) as pruning:
             held = lm.model.get_image_features(given["pixel_values"])
-            (recording,) = pruning._pruner.recorder.encodings
+            (recording,) = pruning._pruner.pipeline.recorder.encodings
             lm(**{k: v for k, v in given.items() if k != "pixel_values"}, mm_encoder_outputs={"image": held})
             watch = weakref.ref(recording)
             del recording, held

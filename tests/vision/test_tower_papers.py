@@ -441,7 +441,8 @@ def test_without_a_processor_or_with_another_clip_it_says_so(tiny_clip: Any, tmp
         model("llava"), clip_recipe(str(tmp_path / "none")), processor=tokenizer
     ):  # fmt: skip
         model("llava")(**inputs("llava", ONE))
-    seen = replace(Case(1).seen(), spell=lambda: "w1 w2")
+    seen = Case(1).seen()
+    seen = replace(seen, source=replace(seen.source, words="w1 w2"))
     with pytest.raises(ScorerError, match="patches of width 32, and this vision tower has 16"):
         clip.patch_text_cosines(path, seen)
 

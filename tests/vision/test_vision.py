@@ -263,12 +263,12 @@ def test_a_hook_of_another_thread_may_come_without_keywords() -> None:
     """torch adds a hook before it notes that it takes keywords; a thread that runs the module meanwhile gives none."""
     rows, other = torch.zeros(1, 2, 4), object()
     with tokenprune.prune(model("llava"), {"prune": RECIPES["two-sided"]}) as pruning:
-        assert pruning._pruner._enter(0, torch.nn.Identity(), (rows,)) is None
-        assert pruning._pruner.tower is not None
-        assert pruning._pruner.tower._enter(other, 0, torch.nn.Identity(), (rows,)) is None  # type: ignore[arg-type]
+        assert pruning._pruner._before_block(0, torch.nn.Identity(), (rows,)) is None
+        assert pruning._pruner.pipeline.vision is not None
+        assert pruning._pruner.pipeline.vision._enter(other, 0, torch.nn.Identity(), (rows,)) is None  # type: ignore[arg-type]
     with tokenprune.prune(model("llava"), "visionzip") as pruning:
-        assert pruning._pruner.recorder is not None
-        pruning._pruner.recorder._after(other, 0, torch.nn.Identity(), (rows,), rows)  # type: ignore[arg-type]
+        assert pruning._pruner.pipeline.recorder is not None
+        pruning._pruner.pipeline.recorder._after(other, 0, torch.nn.Identity(), (rows,), rows)  # type: ignore[arg-type]
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

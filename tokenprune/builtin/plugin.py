@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..ecl.fact import EntropyCollapse
 from ..families.llava import LlavaAdapter
 from ..families.llava_next import LlavaNextAdapter
 from ..families.qwen2_5_vl import Qwen2_5VLAdapter
 from ..families.video_llava import VideoLlavaAdapter
 from ..parts.adapter import Adapter
+from ..parts.fact import Fact
 from ..parts.merger import Merger
 from ..parts.scheduler import Scheduler
 from ..parts.scorer import Scorer, VisionScorer
 from ..registry.hookspecs import hookimpl
 from ..shipped import configs
-from .mergers import nearest
+from .mergers import Nearest
 from .schedules import Ecl, Fixed, Pyramid, Spread, Table
 from .scorers.attention import Attention
 from .scorers.diversity import Diversity
@@ -43,8 +45,13 @@ def tokenprune_adapters() -> dict[str, type[Adapter]]:
 
 
 @hookimpl
-def tokenprune_mergers() -> dict[str, Merger]:
-    return {"nearest": nearest}
+def tokenprune_mergers() -> dict[str, type[Merger]]:
+    return {"nearest": Nearest}
+
+
+@hookimpl
+def tokenprune_facts() -> dict[str, type[Fact]]:
+    return {"ecl": EntropyCollapse}
 
 
 @hookimpl

@@ -118,7 +118,7 @@ def profile(
 
 def _visual(visual: Tensor, pruning: Pruning | None) -> Tensor:
     """Columns of the decoder's blocks with visual tokens, now that the first of them runs."""
-    return visual if pruning is None or pruning.state is None else pruning.state.shown
+    return visual if pruning is None or pruning.state is None else pruning.state.entering_visual
 
 
 @interrupted(RESUMES)

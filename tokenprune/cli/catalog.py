@@ -168,6 +168,7 @@ def show(recipe: RecipeArgument, overrides: OverridesArgument = None) -> None:
 
 def _plain(step: Any) -> dict[str, Any]:
     """A pass as YAML settings."""
+    from ..recipe import VisionPass
     from ..registry import registry
 
     named: dict[str, Any] = {}
@@ -175,7 +176,10 @@ def _plain(step: Any) -> dict[str, Any]:
         part = getattr(step, key)
         name = next(name for name, entry in registry().entries[kind].items() if entry.part is type(part))
         named[key] = {"name": name, **{k: list(v) if isinstance(v, tuple) else v for k, v in vars(part).items()}}
-    return {**named, "merge": step.merge, "positions": step.positions, "tower": step.tower}
+    merge, tower = step.merge, "vision" if isinstance(step, VisionPass) else None
+    if merge is not None and not isinstance(merge, str):
+        merge = next(name for name, entry in registry().entries["merger"].items() if entry.part is type(merge))
+    return {**named, "merge": merge, "positions": step.positions, "tower": tower}
 
 
 def check(recipes: Annotated[list[str], typer.Argument(help="Recipe names or YAML files.")]) -> None:
@@ -280,11 +284,12 @@ def _cost(
 
     sizes = geometry(shape)
     ecl = ecl or layers.shipped(shape, sizes.depth)
-    if ecl is None and any(step.schedule.needs_ecl for step in recipe.decoder_passes):
+    facts = {} if ecl is None else {"ecl": ecl}
+    if any(not facts.keys() >= set(step.schedule.needs) for step in recipe.decoder_passes):
         raise LayerError(
             f"no Entropy Collapse Layer is shipped for {shape}: pass --ecl LAYER (tokenprune calibrate measures it)"
         )
-    plan = plan_whole(recipe, sizes, visual, ecl, budget)
+    plan = plan_whole(recipe, sizes, visual, facts, budget)
     return {
         "plan": {str(layer): kept for layer, kept in plan.items()},
         "average": sum(sizes.tokens(plan, visual)) / sizes.depth,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import statistics
+import dataclasses
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +16,7 @@ from .catalog import BudgetOption, OverridesArgument
 
 if TYPE_CHECKING:
     from ..amounts import Budget
-    from ..parts.scheduler import Calibration
+    from ..parts.fact import Fact
     from ..recipe import Recipe
     from ..show.overlay import Shown
 
@@ -146,10 +144,11 @@ def calibrate(
     from ..lab.media import pictures, read_image
     from ..lab.pico import scenes
     from ..lab.profile import stability
-    from ..registry import registry
+    from ..model.anatomy import Anatomy
+    from ..parts.fact import Sample
 
-    fit = None if method == "ecl" else _calibration(method)
-    given = _given(method, fit, settings or [])
+    made_by = _fact(method)
+    given = _given(method, made_by, settings or [])
     if images is None and model != "pico":
         raise typer.BadParameter("give a folder of pictures (only pico can draw its own)", param_hint="--images")
     if output is not None:
@@ -160,23 +159,20 @@ def calibrate(
         shown = [scene.picture for scene, _ in zip(scenes.held_out(0), range(limit), strict=False)]
     loaded = load_model(model, attn, _dtype(dtype), device)
     prompts = (loaded.inputs(prompt, [picture]) for picture in tables.follow(shown, "pictures"))
-    if fit is not None:
-        try:
-            text = yaml.safe_dump(fit(loaded.model, prompts, **given), sort_keys=False, width=100)
-        except (ValueError, TypeError) as error:
-            raise TokenpruneError(f"calibration {method!r}: {error}") from error
+    anatomy = Anatomy.of(loaded.model)
+    samples = (Sample.of(loaded.model, anatomy.adapter, inputs) for inputs in prompts)
+    try:
+        fact = made_by(**given)
+        value = fact.measure(loaded.model, anatomy.adapter, samples)
+    except (ValueError, TypeError) as error:
+        raise TokenpruneError(f"calibration {method!r}: {error}") from error
+    if (fitted := fact.recipe(value)) is not None:
+        text = yaml.safe_dump(fitted, sort_keys=False, width=100)
         print(text, end="")
         if output is not None:
             write(output, text)
         return
-    adapter = registry().adapter(loaded.model.config)
-    profiles = []
-    for inputs in prompts:
-        visual = partial(adapter.visual, loaded.model.config, inputs["input_ids"])
-        decoder = adapter.decoder(adapter.base(loaded.model))
-        profiles.append(layers.layer_entropies(adapter, decoder, visual, partial(loaded.model, **inputs)))
-    means = [statistics.fmean(values) for values in zip(*profiles, strict=True)]
-    found = layers.collapse(means)
+    means, profiles, found = value.mean, value.samples, value.collapse
     rows = []
     for block, entropy in enumerate(means, start=1):
         drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
@@ -185,7 +181,7 @@ def calibrate(
     tables.show(f"{len(shown)} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
     stable = stability(np.array(profiles), seed=0)["ecl"]
     tables.say(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}; the schedule `ecl` prunes there")
-    path = layers.remember(loaded.model, adapter, means)
+    path = fact.remember(loaded.model, anatomy.adapter, value)
     shipped = layers.shipped(str(loaded.model.config._name_or_path), len(means))
     instead = "" if shipped is None else f"; for these weights it takes the place of the shipped layer {shipped}"
     tables.say(
@@ -198,21 +194,21 @@ def calibrate(
         write(output, yaml.safe_dump(found.entry(Path(model).name, source), sort_keys=False))
 
 
-def _calibration(method: str) -> Calibration:
+def _fact(method: str) -> type[Fact]:
     from ..registry import registry
 
     found = registry()
-    if method not in found.entries["calibration"] and method not in found.contested["calibration"]:
-        raise UnknownNameError("calibration", method, ["ecl", *found.entries["calibration"]])
-    fit: Calibration = found.get("calibration", method)
-    return fit
+    if method not in found.entries["fact"] and method not in found.contested["fact"]:
+        raise UnknownNameError("calibration", method, [*found.entries["fact"]])
+    made_by: type[Fact] = found.get("fact", method)
+    return made_by
 
 
-def _given(method: str, fit: Calibration | None, lines: list[str]) -> dict[str, Any]:
+def _given(method: str, made_by: type[Fact], lines: list[str]) -> dict[str, Any]:
     """Settings of a calibration from `a=b` lines."""
     import yaml
 
-    known = list(inspect.signature(fit).parameters)[2:] if fit is not None else []
+    known = [field.name for field in dataclasses.fields(made_by)]  # type: ignore[arg-type]
     given = {}
     for line in lines:
         key, equals, value = line.partition("=")

@@ -16,10 +16,10 @@ from ..builtin.schedules import Fixed
 from ..builtin.scorers.random import Random
 from ..errors import RecipeError, TokenpruneError
 from ..parts.adapter import Adapter
-from ..parts.merger import Merger, reads
+from ..parts.merger import Merger
 from ..parts.scheduler import Scheduler
 from ..parts.scorer import Scorer, VisionScorer
-from ..recipe import Pass, load, presets, registered
+from ..recipe import Pass, Step, VisionPass, load, presets, registered
 from ..registry import registry
 from .families import Family, shipped
 
@@ -89,12 +89,12 @@ def _schedulers(settings: dict[str, Any]) -> dict[str, Scheduler]:
     return _built("schedule", settings, lambda given: _one({"scorer": Random(), "schedule": given}))
 
 
-def _one(step: dict[str, Any]) -> Pass:
+def _one(step: dict[str, Any]) -> Step:
     return load({"name": "the contract", "prune": [step]}).passes[0]
 
 
 def _built(
-    key: str, settings: dict[str, Any], make: Callable[[dict[str, Any]], Pass], tower: bool = False
+    key: str, settings: dict[str, Any], make: Callable[[dict[str, Any]], Step], tower: bool = False
 ) -> dict[str, Any]:
     """The part that these settings make. A name alone: with its defaults, and as the registered recipes use it."""
     name = settings["name"]
@@ -106,7 +106,7 @@ def _built(
         fault = error
     if len(settings) == 1:
         thing = registry().get("scheduler" if key == "schedule" else key, name)
-        steps = [step for step in _passes() if key == "schedule" or bool(step.tower) == tower]
+        steps = [step for step in _passes() if key == "schedule" or isinstance(step, VisionPass) == tower]
         used = [getattr(step, key) for step in steps if type(getattr(step, key)) is thing]
         made += [part for i, part in enumerate(used) if part not in made and part not in used[:i]]
     if not made:
@@ -128,13 +128,17 @@ def _mergings(settings: dict[str, Any]) -> dict[str, Merging]:
     """With the scorers that the registered recipes pair it with; without any, random tokens."""
     name = settings["name"]
     merger = registry().get("merger", name)
+    step = _one({"scorer": Random(), "schedule": Fixed(layer=0, keep=1), "merge": settings})
+    assert isinstance(step, Pass)
+    assert step.merge is not None
+    made = step.merge
     scorers = {
         _name("scorer", step.scorer): step.scorer
         for step in _passes()
-        if step.merge == name and not step.tower and isinstance(step.scorer, Scorer)
+        if isinstance(step, Pass) and type(step.merge) is merger
     }
     return {
-        f"{name}-{scorer}": Merging(name, merger, thing) for scorer, thing in (scorers or {"random": Random()}).items()
+        f"{name}-{scorer}": Merging(name, made, thing) for scorer, thing in (scorers or {"random": Random()}).items()
     }
 
 
@@ -144,9 +148,9 @@ def _name(kind: str, part: Any) -> str:
 
 
 @cache
-def _passes() -> tuple[Pass, ...]:
+def _passes() -> tuple[Step, ...]:
     """Every pass of every registered recipe and preset that can be read."""
-    found: list[Pass] = []
+    found: list[Step] = []
     for name in registered():
         with suppress(TokenpruneError):  # somebody else's
             for full in (name, *(f"{name}@{preset}" for preset in presets(name))):
@@ -189,4 +193,4 @@ def _family(where: str | Family) -> Family:
 
 def layer_of(scorer: Scorer, merger: Merger | None = None) -> int:
     """Where the contract prunes: at layer 0 if tower states are read, else after two blocks."""
-    return 0 if (*scorer.reads_blocks, *reads(merger)) else 2
+    return 0 if scorer.reads_blocks or (merger is not None and merger.reads_blocks) else 2

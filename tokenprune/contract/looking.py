@@ -14,9 +14,8 @@ from torch import Tensor
 from ..api import prune
 from ..builtin.schedules import Fixed
 from ..errors import ScorerError
-from ..parts.merger import reads
 from ..parts.scorer import Scorer
-from ..seen.prompt import Seen
+from ..seen.prompt import Seen, Source
 from ..seen.vision import Block, Vision
 from .cases import Merging, layer_of
 from .families import RAGGED, Family
@@ -77,8 +76,8 @@ class Tried:
         """Copies of all that it is shown, and torch's random state, which models sample with."""
         found = {"ids": seen.ids, "columns": seen.columns, "visual": seen.visual, "states": seen.states, **more}
         found["embeddings"] = seen.embeddings
-        if seen.previous is not None:
-            found |= {name: seen.previous(name, None) for name in ("queries", "keys", "values")}
+        if seen.layer:
+            found |= {name: getattr(seen, name) for name in ("queries", "keys", "values")}
         for block in self.blocks:
             found |= {f"tower {block}, keys": seen.vision.keys(block), f"tower {block}": seen.vision.features(block)}
         return {name: tensor.clone() for name, tensor in found.items()} | {"the random state": torch.get_rng_state()}
@@ -91,20 +90,26 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def listed(seen: Seen, states: Int[Tensor, "m"], places: Int[Tensor, "m"], keep: int) -> Seen:
     """The same prompt with other visual tokens: the states of some tokens at the places of others."""
-    look = seen.look
+    source = _Listed(seen.source, states, places)
+    return replace(seen, keep=keep, visual=seen.visual[states], columns=seen.columns[places], source=source)
 
-    def tower() -> Vision:
-        assert look is not None
-        whole = look()
-        return Vision(whole.places[places], lambda name, block: whole.read(name, block)[states])
 
-    return replace(
-        seen,
-        keep=keep,
-        visual=seen.visual[states],
-        columns=seen.columns[places],
-        look=None if look is None else tower,
-    )
+@dataclass(frozen=True, eq=False)
+class _Listed:
+    """A source whose vision tower sees other visual tokens; all else is as it was."""
+
+    whole: Source
+    states: Int[Tensor, "m"]
+    places: Int[Tensor, "m"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+    def vision(self) -> Vision | None:
+        whole = self.whole.vision()
+        if whole is None:
+            return None
+        return Vision(whole.places[self.places], lambda name, block: whole.read(name, block)[self.states])
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +174,7 @@ def merged(case: Merging, family: Family, dtype: torch.dtype = torch.float32) ->
 
         def add(trial: str, kept: Tensor, shown: Seen) -> None:
             hidden = shown.hidden.clone()
-            tried.add(trial, shown, partial(case.merger, hidden, kept), hidden=hidden, kept=kept, scores=score)
+            tried.add(trial, shown, partial(case.merger.merge, hidden, kept), hidden=hidden, kept=kept, scores=score)
 
         seen = replace(seen, scores=score)
         add("once", chosen, replace(seen))
@@ -178,5 +183,5 @@ def merged(case: Merging, family: Family, dtype: torch.dtype = torch.float32) ->
         add("nothing kept", every[:0], replace(seen, keep=0))
         add("tokens alike", chosen, listed(seen, torch.zeros_like(every), every, seen.keep))
 
-    blocks = (*case.scorer.reads_blocks, *reads(case.merger))
+    blocks = (*case.scorer.reads_blocks, *case.merger.reads_blocks)
     return watched(family, dtype, layer_of(case.scorer, case.merger), blocks, attempt)

@@ -47,14 +47,14 @@ class TestMerger(Contract):
             assert tried.changed["once"] == [], "work on a copy, such as hidden.clone()"
 
     def test_nothing_dropped_changes_nothing(self, merger: Merging, family: Family) -> None:
-        if getattr(merger.merger, "mixes", False):
+        if merger.merger.mixes:
             pytest.skip("it declares mixes = True")
         for tried in merged(merger, family):
             torch.testing.assert_close(tried.of("nothing dropped"), tried.seen.hidden)
 
     def test_the_model_answers(self, merger: Merging, family: Family) -> None:
         model, layer = family.model(), layer_of(merger.scorer, merger.merger)
-        plan = {"scorer": merger.scorer, "schedule": Fixed(layer=layer, keep=KEEP), "merge": merger.name}
+        plan = {"scorer": merger.scorer, "schedule": Fixed(layer=layer, keep=KEEP), "merge": merger.merger}
         with torch.inference_mode(), prune(model, {"prune": [plan]}, processor=Words()) as pruning:
             logits = model(**family.inputs(RAGGED)).logits
         assert pruning.state is not None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
-
-import pytest
 
 from ..errors import BudgetError, LayerError
 from ..parts.scheduler import PlanInput, Scheduler
+from ..registry import registry
 from .base import Contract
 
 DEPTHS = (1, 2, 4, 6, 7, 28, 32)
 COUNTS = (0, 1, 2, 3, 16, 36, 576, 577, 2880)
 SHAPES = [(depth, visual) for depth in DEPTHS for visual in COUNTS]
-ECL = 3
 
 
 def planned(scheduler: Scheduler, shape: PlanInput) -> dict[int, int] | LayerError | BudgetError:
@@ -25,7 +24,9 @@ def planned(scheduler: Scheduler, shape: PlanInput) -> dict[int, int] | LayerErr
 
 
 def shape(depth: int, visual: int) -> PlanInput:
-    return PlanInput(depth, visual, ecl=min(ECL, depth - 1))
+    """With every registered fact."""
+    facts = {name: entry.part().example(depth) for name, entry in registry().entries["fact"].items()}
+    return PlanInput(depth, visual, facts)
 
 
 def _fits(scheduler: Scheduler, depth: int) -> bool:
@@ -66,9 +67,9 @@ class TestScheduler(Contract):
             missing = {isinstance(planned(scheduler, shape(depth, visual)), LayerError) for visual in COUNTS}
             assert len(missing) == 1, "LayerError must not depend on the number of tokens"
 
-    def test_it_says_that_it_needs_the_collapse_layer(self, scheduler: Scheduler) -> None:
-        if scheduler.needs_ecl:
-            pytest.skip("it declares needs_ecl = True")
+    def test_it_says_what_facts_it_needs(self, scheduler: Scheduler) -> None:
         for depth, visual in SHAPES:
-            known, unknown = (planned(scheduler, PlanInput(depth, visual, ecl)) for ecl in (1, None))
-            assert str(known) == str(unknown), "the plan depends on shape.ecl: declare needs_ecl = True"
+            every = shape(depth, visual)
+            needed = replace(every, facts={name: every.facts[name] for name in scheduler.needs})
+            plans = {str(planned(scheduler, given)) for given in (every, needed)}
+            assert len(plans) == 1, "the plan depends on facts that it does not name: list them in `needs`"

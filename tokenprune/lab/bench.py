@@ -167,26 +167,26 @@ class _Watched(Scorer, VisionScorer):
 
 
 @dataclass(frozen=True)
-class _At(Scheduler):
-    """A schedule that is told the Entropy Collapse Layer."""
+class _Told(Scheduler):
+    """A schedule that is told the facts it needs."""
 
     schedule: Scheduler
-    ecl: int
+    facts: Mapping[str, Any]
 
-    def plan(self, shape: PlanInput) -> dict[int, int]:
-        return self.schedule.plan(replace(shape, ecl=self.ecl))
+    def plan(self, given: PlanInput) -> dict[int, int]:
+        return self.schedule.plan(replace(given, facts=self.facts))
 
 
 def watched(recipe: Recipe, watch: Stopwatch) -> Recipe:
     """The same recipe, each call of its scorers watched."""
-    passes = (replace(step, scorer=_Watched(step.scorer, watch)) for step in recipe.passes)
+    passes: list[Any] = [replace(step, scorer=_Watched(step.scorer, watch)) for step in [*recipe.passes]]  # type: ignore
     return replace(recipe, passes=tuple(passes))
 
 
-def at_layer(recipe: Recipe, ecl: int) -> Recipe:
-    """The same recipe with its Entropy Collapse Layer said, where it asks for one."""
+def told(recipe: Recipe, facts: Mapping[str, Any]) -> Recipe:
+    """The same recipe, its schedules told the facts that they need."""
     passes = (
-        replace(step, schedule=_At(step.schedule, ecl)) if step.schedule.needs_ecl else step for step in recipe.passes
+        replace(step, schedule=_Told(step.schedule, facts)) if step.schedule.needs else step for step in recipe.passes
     )
     return replace(recipe, passes=tuple(passes))
 
@@ -262,7 +262,7 @@ class Bench:
 
         Raises what `prune` and a pruned prefill raise.
         """
-        built = [load(recipe) if ecl is None else at_layer(load(recipe), ecl) for recipe in recipes]
+        built = [load(recipe) if ecl is None else told(load(recipe), {"ecl": ecl}) for recipe in recipes]
         names = [UNPRUNED, *_names(recipes, built)]
         forms: list[Pruning | None] = [None, *(self._prune(one, budget) for one in built)]
         found: list[list[Run]] = [[] for _ in forms]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..builtin.schedules import Fixed
 from ..builtin.scorers.random import Random
-from ..decoder.forward import Pruner
 from ..errors import BudgetError
 from ..parts.adapter import Adapter
 from ..parts.scorer import Scorer
+from ..pruner import Pruner
 from ..recipe import Pass, Recipe
 from ..seen.prompt import Seen
 from ..show.overlay import placed

@@ -229,7 +229,7 @@ def movable(recipe: RecipeLike) -> int | None:
     built = load(recipe)
     first = len(built.vision_passes)
     schedule = built.passes[first].schedule if built.decoder_passes else None
-    return first if schedule is not None and (schedule.needs_ecl or hasattr(schedule, "layer")) else None
+    return first if schedule is not None and (schedule.needs or hasattr(schedule, "layer")) else None
 
 
 def need() -> Any:

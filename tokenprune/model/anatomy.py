@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,6 +60,16 @@ class Anatomy:
     def depth(self) -> int:
         """Decoder blocks."""
         return len(self.blocks)
+
+    @cached_property
+    def base_arguments(self) -> tuple[str, ...]:
+        """Of the base's forward, in order."""
+        return tuple(inspect.signature(self.base.forward).parameters)
+
+    @cached_property
+    def decoder_arguments(self) -> Set[str]:
+        """Of the decoder's forward: what is not for pictures."""
+        return inspect.signature(self.decoder.forward).parameters.keys()
 
     def visual(self, ids: Int[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
         """Which columns are placeholders of picture or video tokens."""

@@ -7,7 +7,7 @@ they ask for are gathered. All ranks prune alike, so they come to each of these 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..parts.adapter import Adapter
 from ..plan.cost import DecoderSize
+from .anatomy import Anatomy
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ class Ranks:
         dist.all_gather(parts, mine, group=self.group)
         return torch.cat(parts)
 
+    def same(self, value: T) -> T:
+        """The first rank's value: each looks things up in a cache directory of its own."""
+        if self.group is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, group=self.group, group_src=0)
+        return values[0]
+
     def agree(self, values: Tensor) -> Tensor:
         """The first rank's values: round-off that differs between devices must not let ranks keep different tokens."""
         if self.group is None:
@@ -53,13 +63,13 @@ class Ranks:
         return values
 
 
-def refuse(model: nn.Module, adapter: Adapter, ranks: Ranks) -> str | None:
+def refuse(anatomy: Anatomy, ranks: Ranks) -> str | None:
     """Why pruning cannot follow how this model is spread over ranks and what to do instead, or None if it can."""
-    if getattr(model, "_pp_stage", None) is not None:
+    if getattr(anatomy.model, "_pp_stage", None) is not None:
         return "it is pipeline parallel, so no rank has every block; use device_map or tensor parallelism instead"
-    if any("_fsdp_wrapped_module" in part._modules for part in model.modules()):
+    if any("_fsdp_wrapped_module" in part._modules for part in anatomy.model.modules()):
         return "it is wrapped by FSDP1, whose flattened weights cannot be read; use FSDP2 (fsdp_version=2) instead"
-    if ranks.group is not None and _broken_heads(adapter, adapter.decoder(adapter.base(model))):
+    if ranks.group is not None and _broken_heads(anatomy):
         return (
             f"its {ranks.heads} query heads and {ranks.kv_heads} key heads cannot be shared by {ranks.group.size()} "
             "tensor-parallel ranks; use a number of ranks that divides both"
@@ -68,20 +78,22 @@ def refuse(model: nn.Module, adapter: Adapter, ranks: Ranks) -> str | None:
 
 
 @torch.no_grad()
-def _broken_heads(adapter: Adapter, decoder: Any) -> bool:
+def _broken_heads(anatomy: Anatomy) -> bool:
     """Whether this rank holds a part of a head; found by projecting one row of zeros."""
-    block = adapter.blocks(decoder)[0]
-    weight = next(block.parameters())
-    row = torch.zeros(1, decoder.config.hidden_size, dtype=weight.dtype, device=weight.device)
-    attention = adapter.attention(block)
+    weight = next(anatomy.blocks[0].parameters())
+    row = torch.zeros(1, anatomy.text.hidden_size, dtype=weight.dtype, device=weight.device)
+    attention = anatomy.attention(0)
     return any(attention.project(name, row).numel() % attention.size for name in attention.modules)
 
 
-def check_extra_pass(model: nn.Module) -> None:
-    """Raise if no rank may run a forward pass of its own, because the weights are gathered for it (FSDP2)."""
+def check_extra_pass(model: nn.Module, about: str) -> None:
+    """Raise if no rank may run a forward pass of its own, because the weights are gathered for it (FSDP2).
+
+    `about`: what the pass would measure, in words.
+    """
     if any(hasattr(part, "set_reshard_after_forward") for part in model.modules()):
         raise UnsupportedModelError(
-            "the Entropy Collapse Layer of this model is not known, and FSDP shards its weights, so no rank can run "
+            f"{about} of this model is not known, and FSDP shards its weights, so no rank can run "
             "the extra forward pass that measures it; prune once without FSDP, which remembers the layer, or use a "
             "schedule with a layer of its own, such as fixed"
         )

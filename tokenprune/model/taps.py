@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Taps:
@@ -48,3 +52,66 @@ class Taps:
     def close(self) -> None:
         """Take the hooks out; doing it twice is fine."""
         self._handles.close()
+
+
+class BlockHooks:
+    """Pre-hooks on decoder blocks, from some block on. Torch's path through a hooked module costs every call, so they
+    are there only while passes need them.
+
+    At rest one is left, on the first block that lacks columns: it sees whether the model found something to hide.
+    Compiled code does not notice hooks that come or go. Once any may run, hooks stay until `close`.
+
+    Args:
+        blocks: of the decoder.
+        see: `see(number, module, args, kwargs)` before a block.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], see: Callable[..., Any]) -> None:
+        self._blocks, self._see = blocks, see
+        self._handles: dict[int, RemovableHandle] = {}
+        self._keep = False
+        self.first = len(blocks)  # from here on all are hooked
+
+    def hook(self, first: int, keep: bool) -> None:
+        """Every block from `first` on; with `keep` for good, in compiled code too."""
+        fresh = keep and not self._keep
+        self._keep = self._keep or keep
+        if first < self.first:
+            for number in range(first, self.first):
+                self.watch(number)
+            self.first, fresh = first, True
+        if fresh and self._keep:
+            torch.compiler.reset()
+
+    def watch(self, number: int) -> None:
+        """One block."""
+        if number not in self._handles:
+            see = partial(self._see, number)
+            self._handles[number] = self._blocks[number].register_forward_pre_hook(see, with_kwargs=True)
+
+    def rest(self, watched: int) -> None:
+        """Take all out but one."""
+        if not self._keep:
+            for number in [number for number in self._handles if number != watched]:
+                self._handles.pop(number).remove()
+            self.first = len(self._blocks)
+
+    def close(self) -> None:
+        """Take all out."""
+        while self._handles:
+            self._handles.popitem()[1].remove()
+        self.first, self._keep = len(self._blocks), False
+
+
+class Live(threading.local):
+    """What runs in this thread.
+
+    Attributes:
+        forward: the pass of the base model.
+        drafts: how many logits besides the last the pass to come is asked for.
+        paused: whether passes go by unseen.
+    """
+
+    forward: Any = None
+    drafts: int = 0
+    paused: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,13 +11,24 @@ from torch import Tensor
 from ..seen.prompt import Seen
 from ..seen.vision import Block
 
-Merger = Callable[[Float[Tensor, "n d"], Int[Tensor, "k"], Seen], Float[Tensor, "n d"]]
-"""`merge(hidden, kept, seen)`: the same n rows with the dropped tokens folded into the kept ones. `seen.scores`
-is what the scorer gave. A function that reads tower states names their blocks in an attribute `reads_blocks`, as
-scorers do; one that changes rows although nothing is dropped says so in an attribute `mixes = True`.
-"""
 
+class Merger(ABC):
+    """Folds what is dropped of one prompt into what stays. A frozen dataclass: its fields are its YAML keys."""
 
-def reads(merger: Merger | None) -> tuple[Block, ...]:
-    """The tower blocks that a merger reads."""
-    return tuple(getattr(merger, "reads_blocks", ()))
+    mixes: ClassVar[bool] = False
+    """Whether it changes rows although nothing is dropped; `tokenprune.contract` checks that it does not otherwise."""
+
+    @property
+    def reads_blocks(self) -> tuple[Block, ...]:
+        """Blocks of the vision tower whose states `merge` asks `seen.vision` for, as of scorers."""
+        return ()
+
+    @abstractmethod
+    def merge(self, hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen) -> Float[Tensor, "n d"]:
+        """The same n rows with the dropped tokens folded into the kept ones.
+
+        Args:
+            hidden: states of the visual tokens.
+            kept: which of them stay, in order.
+            seen: as the scorer saw it, with `scores`, what it gave.
+        """

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class PlanInput:
-    """What a schedule may know: decoder blocks, visual tokens of one prompt, and the Entropy Collapse Layer."""
+    """What a schedule may know.
+
+    Attributes:
+        depth: decoder blocks; inside the vision tower its blocks that count, and the projector.
+        visual: visual tokens of one prompt, or of one picture.
+        facts: about the model, by name: those that the schedule `needs`.
+    """
 
     depth: int
     visual: int
-    ecl: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Scheduler(ABC):
-    """Says after how many blocks how many tokens stay. A frozen dataclass, and a pure function of the shape."""
+    """Says after how many blocks how many tokens stay. A frozen dataclass, and a pure function of its input."""
 
-    needs_ecl: ClassVar[bool] = False
-    """Whether `plan` reads `shape.ecl`; it is then known before `plan` is called."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Names of facts (`tokenprune_facts`) that `plan` reads; they are known before `plan` is called."""
 
     @abstractmethod
-    def plan(self, shape: PlanInput) -> dict[int, int]:
-        """`{layer: tokens kept}`, layers ascending, counts strictly decreasing and below `shape.visual`.
+    def plan(self, given: PlanInput) -> dict[int, int]:
+        """`{layer: tokens kept}`, layers ascending, counts strictly decreasing and below `given.visual`.
 
-        Raises LayerError (whatever `shape.visual` is) and BudgetError.
+        Raises LayerError (whatever `given.visual` is) and BudgetError.
         """
-
-
-Calibration = Callable[..., dict[str, Any]]
-"""`fit(model, prompts, **settings)`: a recipe as in YAML, measured on `prompts`, an iterable of model inputs."""

@@ -10,9 +10,10 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from ..errors import RecipeError, RegistryError, UnknownNameError
+from ..parts.merger import Merger
 from ..parts.scheduler import Scheduler
 from ..registry import registry
-from .values import SCORERS, Pass, Recipe
+from .values import SCORERS, Pass, Recipe, Step, VisionPass
 
 
 def build(name: str, content: Mapping[str, Any]) -> Recipe:
@@ -28,27 +29,43 @@ def build(name: str, content: Mapping[str, Any]) -> Recipe:
     passes = [_build_pass(item, f"prune.{i}", problems) for i, item in enumerate(items)]
     if problems:
         raise RecipeError(name, problems)
-    return Recipe(str(content.get("name", name)), tuple(typing.cast("list[Pass]", passes)))
+    return Recipe(str(content.get("name", name)), tuple(typing.cast("list[Step]", passes)))
 
 
-def _build_pass(item: Any, path: str, problems: list[str]) -> Pass | None:
-    if isinstance(item, Pass):
+def _build_pass(item: Any, path: str, problems: list[str]) -> Step | None:
+    if isinstance(item, (Pass, VisionPass)):
         return item
     if not isinstance(item, Mapping):
         problems.append(f"{path}: expected a mapping with scorer and schedule, got {item!r}")
         return None
     settings = dict(item)
+    tower = settings.pop("tower", None)
+    if tower not in (None, "vision"):
+        problems.append(f"{path}.tower: expected vision or null, got {tower!r}")
     parts: dict[str, Any] = {}
     for key, kind, base in (("scorer", "scorer", SCORERS), ("schedule", "scheduler", Scheduler)):
         given = settings.pop(key, None)
         parts[key] = given if isinstance(given, base) else _build_named(given, kind, f"{path}.{key}", problems)
-    if settings.get("merge") is not None:
-        try:
-            registry().get("merger", str(settings["merge"]))
-        except (UnknownNameError, RegistryError) as error:
-            problems.append(f"{path}.merge: {error}")
-    made = _construct(Pass, {**settings, **parts}, path, problems, given=parts)
-    return made if isinstance(made, Pass) else None
+    if tower is None and settings.get("merge") is not None:
+        parts["merge"] = _build_merger(settings.pop("merge"), f"{path}.merge", problems)
+    cls = Pass if tower is None else VisionPass
+    made: Step | None = _construct(cls, {**settings, **parts}, path, problems, given=parts, besides=("tower",))
+    return made
+
+
+def _build_merger(given: Any, path: str, problems: list[str]) -> Merger | None:
+    """From a name, or a mapping with a name and settings."""
+    if isinstance(given, Merger):
+        return given
+    if isinstance(given, Mapping):
+        made: Merger | None = _build_named(given, "merger", path, problems)
+        return made
+    try:
+        made_by = registry().get("merger", str(given))
+    except (UnknownNameError, RegistryError) as error:
+        problems.append(f"{path}: {error}")
+        return None
+    return _construct(made_by, {}, path, problems)
 
 
 def _build_named(given: Any, kind: str, path: str, problems: list[str]) -> Any:
@@ -65,9 +82,19 @@ def _build_named(given: Any, kind: str, path: str, problems: list[str]) -> Any:
 
 
 def _construct(
-    cls: type, settings: Mapping[str, Any], path: str, problems: list[str], given: Mapping[str, Any] | None = None
+    cls: type,
+    settings: Mapping[str, Any],
+    path: str,
+    problems: list[str],
+    given: Mapping[str, Any] | None = None,
+    besides: tuple[str, ...] = (),
 ) -> Any:
-    """`cls(**settings)` with every key and type checked first; None if anything is wrong."""
+    """`cls(**settings)` with every key and type checked first; None if anything is wrong.
+
+    Args:
+        given: settings that are built already; None where that failed.
+        besides: keys that were read before, for messages.
+    """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     before = len(problems)
@@ -76,7 +103,9 @@ def _construct(
         if key in values:
             continue
         if key not in fields:
-            problems.append(f"{path}.{key}: unknown key; {cls.__name__} has {', '.join(fields) or 'no settings'}")
+            problems.append(
+                f"{path}.{key}: unknown key; {cls.__name__} has {', '.join([*fields, *besides]) or 'no settings'}"
+            )
             continue
         try:
             values[key] = _convert(value, hints[key])

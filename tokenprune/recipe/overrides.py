@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import RecipeError
+from ..parts.merger import Merger
 from ..parts.scheduler import Scheduler
-from .values import SCORERS, Pass
+from .values import SCORERS, Pass, VisionPass
 
 BUDGETS = ("keep", "average", "ratio")
 """Ways to say how many tokens stay: alternatives, so an override that gives one drops the others."""
@@ -39,7 +40,11 @@ def override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[s
     content = {**content, "prune": [_spell_out(item) for item in _as_list(content.get("prune"))]}
     if not lines:
         return content
-    if any(isinstance(part, (*SCORERS, Scheduler, Pass)) for item in content["prune"] for part in _parts(item)):
+    if any(
+        isinstance(part, (*SCORERS, Scheduler, Merger, Pass, VisionPass))
+        for item in content["prune"]
+        for part in _parts(item)
+    ):
         raise RecipeError(name, ["overrides reach into settings: spell scorer and schedule out, or change the objects"])
     try:
         config = OmegaConf.create(content)

@@ -10,11 +10,12 @@ import pluggy
 
 if TYPE_CHECKING:  # the command line's help names the kinds, without torch
     from ..parts.adapter import Adapter
+    from ..parts.fact import Fact
     from ..parts.merger import Merger
-    from ..parts.scheduler import Calibration, Scheduler
+    from ..parts.scheduler import Scheduler
     from ..parts.scorer import Scorer, VisionScorer
 
-KINDS = ("scorer", "scheduler", "adapter", "merger", "calibration", "recipe")
+KINDS = ("scorer", "scheduler", "adapter", "merger", "fact", "recipe")
 """What there is a hook for, each named after the plural."""
 
 hookspec = pluggy.HookspecMarker("tokenprune")
@@ -40,14 +41,15 @@ def tokenprune_adapters() -> dict[str, type[Adapter]]:
 
 
 @hookspec
-def tokenprune_mergers() -> dict[str, Merger]:
+def tokenprune_mergers() -> dict[str, type[Merger]]:
     """Mergers by the name used in recipes."""
     raise NotImplementedError
 
 
 @hookspec
-def tokenprune_calibrations() -> dict[str, Calibration]:
-    """Functions that measure a recipe on a model, by the name of their method."""
+def tokenprune_facts() -> dict[str, type[Fact]]:
+    """What is measured on models, by the name that schedules need it by: it is looked up, or measured and remembered.
+    `tokenprune calibrate --method NAME` measures it too, and prints the recipe that is fitted with it, if any."""
     raise NotImplementedError
 
 

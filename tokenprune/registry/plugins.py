@@ -15,6 +15,8 @@ from typing import Any
 import pluggy
 
 from ..parts.adapter import Adapter
+from ..parts.fact import Fact
+from ..parts.merger import Merger
 from ..parts.scheduler import Scheduler
 from ..parts.scorer import Scorer, VisionScorer
 from . import hookspecs
@@ -111,11 +113,10 @@ def _unfit(kind: str, name: Any, part: Any) -> str | None:
         return "needs a string for a name"
     if kind == "recipe":
         return None if isinstance(part, Path) and part.is_file() else f"must be the path of a file, got {part!r}"
-    if kind in ("merger", "calibration"):
-        return None if callable(part) else f"must be a function, got {part!r}"
-    bases = {"scorer": (Scorer, VisionScorer), "scheduler": (Scheduler,), "adapter": (Adapter,)}[kind]
-    if not (isinstance(part, type) and issubclass(part, bases)):
-        return f"must be a subclass of {' or '.join(base.__name__ for base in bases)}, got {part!r}"
+    bases: dict[str, tuple[type, ...]] = {"scorer": (Scorer, VisionScorer), "scheduler": (Scheduler,)}
+    bases |= {"adapter": (Adapter,), "merger": (Merger,), "fact": (Fact,)}
+    if not (isinstance(part, type) and issubclass(part, bases[kind])):
+        return f"must be a subclass of {' or '.join(base.__name__ for base in bases[kind])}, got {part!r}"
     if missing := sorted(getattr(part, "__abstractmethods__", ())):
         return f"does not implement {', '.join(missing)}"
     if kind == "adapter":

@@ -2,24 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import ops
 from ..errors import PromptError, ScorerError
+from .vision import Vision
 
-if TYPE_CHECKING:
-    from .vision import Vision
+Block = Literal["previous", "next"]
+"""The block that just ran, or the one that runs next."""
+
+Name = Literal["queries", "keys", "values"]
 
 
-Project = Callable[[str, Tensor | None], Tensor]
-"""`project("queries" | "keys" | "values", rows)`: heads x rows x dh before RoPE; rows None = every column."""
+class Source(Protocol):
+    """Where a prompt's states come from: a prefill, or plain tensors. None is what there is not."""
+
+    def project(self, block: Block, name: Name, rows: Int[Tensor, "r"] | None) -> Float[Tensor, "heads r dh"] | None:
+        """Queries, keys or values before RoPE, of some of the p columns (None: all). None if there is no such block."""
+
+    def rotate(
+        self, block: Block, states: Float[Tensor, "heads r dh"], rows: Int[Tensor, "r"] | None
+    ) -> Float[Tensor, "heads r dh"]:
+        """RoPE at the positions of these columns (None: all)."""
+
+    def scaling(self, block: Block) -> float:
+        """Factor on the attention logits."""
+
+    def past(self, block: Block) -> tuple[Float[Tensor, "h c dh"], Bool[Tensor, "c"]] | None:
+        """Keys of earlier turns with RoPE, and which of these count; None in a first turn."""
+
+    def norm(self, states: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
+        """The decoder's final norm."""
+
+    def embeddings(self) -> tuple[Float[Tensor, "s d"], Int[Tensor, "m"]] | None:
+        """What entered block 0, of the whole prompt, and which of these rows are of visual tokens."""
+
+    def vision(self) -> Vision | None:
+        """The vision tower's states of these tokens."""
+
+    def text(self) -> str | None:
+        """The text after the last visual token."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A source of plain tensors, for trying a part without a model. It is the same whatever the block.
+
+    Attributes:
+        projected: by name, of all p columns.
+        rotation: RoPE; by default none.
+        scale: factor on the attention logits.
+        normalise: the final norm; by default none.
+        entered: `embeddings`.
+        seen: the vision tower.
+        words: the question.
+    """
+
+    projected: Mapping[str, Float[Tensor, "heads p dh"]] = field(default_factory=dict)
+    rotation: Callable[[Tensor, Tensor | None], Tensor] = lambda states, rows: states
+    scale: float = 1.0
+    normalise: Callable[[Tensor], Tensor] = lambda states: states
+    entered: tuple[Tensor, Tensor] | None = None
+    seen: Vision | None = None
+    words: str | None = None
+
+    def project(self, block: Block, name: Name, rows: Tensor | None) -> Tensor | None:
+        states = self.projected.get(name)
+        return states if states is None or rows is None else states[:, rows]
+
+    def rotate(self, block: Block, states: Tensor, rows: Tensor | None) -> Tensor:
+        return self.rotation(states, rows)
+
+    def scaling(self, block: Block) -> float:
+        return self.scale
+
+    def past(self, block: Block) -> None:
+        return None
+
+    def norm(self, states: Tensor) -> Tensor:
+        return self.normalise(states)
+
+    def embeddings(self) -> tuple[Tensor, Tensor] | None:
+        return self.entered
+
+    def vision(self) -> Vision | None:
+        return self.seen
+
+    def text(self) -> str | None:
+        return self.words
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +113,7 @@ class Seen:
         visual: place of each visual token among the p columns.
         question: text tokens that follow the last visual token.
         states: p columns entering block `layer`.
-        previous: projections of block `layer - 1`, as the model computed them (None at layer 0).
-        following: projections of block `layer`, computed on demand for the rows asked.
-        past: valid keys (`h c dh`, with RoPE, and which of the c count) of earlier turns in the `previous` or `next`
-            block; None in a first turn.
-        rotate: applies RoPE to heads x rows x dh states of the given rows (None = every column).
-        scaling: of the attention logits.
-        norm: the decoder's final norm.
-        embedded: `embeddings` and `shown`.
-        look: finds the vision tower's states of these tokens; None where there are none to read.
-        spell: the text after the last visual token, read by the processor; None without one.
+        source: where all other states come from; use the properties and methods.
         scores: what the scorer gave, for a merger; None before.
     """
 
@@ -56,15 +124,7 @@ class Seen:
     visual: Int[Tensor, "n"]
     question: int
     states: Float[Tensor, "p d"]
-    previous: Project | None = None
-    following: Project | None = None
-    past: Callable[[str], tuple[Tensor, Tensor]] | None = None
-    rotate: Callable[[Tensor, Tensor | None], Tensor] = lambda states, rows: states
-    scaling: float = 1.0
-    norm: Callable[[Tensor], Tensor] = lambda states: states
-    embedded: Callable[[], tuple[Tensor, Tensor]] | None = None
-    look: Callable[[], Vision] | None = None
-    spell: Callable[[], str] | None = None
+    source: Source
     scores: Float[Tensor, "n"] | None = None
 
     @classmethod
@@ -83,18 +143,9 @@ class Seen:
         if hidden is None and vision is not None:
             hidden = torch.zeros(len(vision.places), 1)
         n = len(hidden) if hidden is not None else next(iter(given.values())).shape[1]
-        places = torch.arange(n)
-        return cls(
-            layer=1,
-            keep=keep,
-            ids=places,
-            columns=places,
-            visual=places,
-            question=0,
-            states=hidden if hidden is not None else torch.zeros(n, 1),
-            previous=lambda name, rows: given[name] if rows is None else given[name][:, rows],
-            look=None if vision is None else lambda: vision,
-        )
+        every = torch.arange(n)
+        states = hidden if hidden is not None else torch.zeros(n, 1)
+        return cls(1, keep, every, every, every, 0, states, Plain(given, seen=vision))
 
     @property
     def hidden(self) -> Float[Tensor, "n d"]:
@@ -104,23 +155,24 @@ class Seen:
     @cached_property
     def normed(self) -> Float[Tensor, "p d"]:
         """`states` under the decoder's final norm."""
-        return self.norm(self.states)
+        return self.source.norm(self.states)
 
-    @cached_property
+    @property
     def embeddings(self) -> Float[Tensor, "s d"]:
         """What entered block 0, of the whole prompt: tokens dropped since are included."""
-        return self._embedded[0]
+        return self._entered[0]
 
     @property
     def shown(self) -> Int[Tensor, "m"]:
         """Which `embeddings` are of visual tokens."""
-        return self._embedded[1]
+        return self._entered[1]
 
     @cached_property
-    def _embedded(self) -> tuple[Tensor, Tensor]:
-        if self.embedded is None:
-            raise ScorerError("this prompt has no embeddings: give its Seen embedded=lambda: (states, visual columns)")
-        return self.embedded()
+    def _entered(self) -> tuple[Tensor, Tensor]:
+        found = self.source.embeddings()
+        if found is None:
+            raise ScorerError("this prompt has no embeddings: give its source entered=(states, visual columns)")
+        return found
 
     @property
     def words(self) -> Int[Tensor, "t"]:
@@ -131,47 +183,55 @@ class Seen:
     @cached_property
     def queries(self) -> Float[Tensor, "H n dh"]:
         """Query states of the visual tokens in the last block that saw them all, before RoPE."""
-        return self._block("previous")("queries", self.visual)
+        return self._project("previous", "queries", self.visual)
 
     @cached_property
     def keys(self) -> Float[Tensor, "h n dh"]:
         """Key states, likewise."""
-        return self._block("previous")("keys", self.visual)
+        return self._project("previous", "keys", self.visual)
 
     @cached_property
     def values(self) -> Float[Tensor, "h n dh"]:
         """Value states, likewise."""
-        return self._block("previous")("values", self.visual)
+        return self._project("previous", "values", self.visual)
 
     @cached_property
     def rotated_keys(self) -> Float[Tensor, "h p dh"]:
         """Key states of every column that is left, text included, with RoPE."""
-        return self.rotate(self._block("previous")("keys", None), None)
+        return self.rotate(self._project("previous", "keys", None))
 
-    @property
+    @cached_property
     def vision(self) -> Vision:
         """The vision tower's states of these tokens, at layer 0. The scorer's `reads_blocks` says which blocks."""
-        if self.look is None:
+        found = self.source.vision()
+        if found is None:
             raise ScorerError(
                 f"no states of the vision tower at layer {self.layer}: they are there at layer 0, for scorers and "
                 "mergers whose `reads_blocks` names the blocks they read"
             )
-        return self.look()
+        return found
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The text after the last visual token. PromptError if the model was pruned without its processor."""
-        if self.spell is None:
+        found = self.source.text()
+        if found is None:
             raise PromptError(
                 "the scorer reads the question as text, which needs the model's processor: tokenprune.prune(model, "
                 "recipe, processor=processor)"
             )
-        return self.spell()
+        return found
+
+    def rotate(
+        self, states: Float[Tensor, "heads r dh"], rows: Int[Tensor, "r"] | None = None, block: Block = "previous"
+    ) -> Float[Tensor, "heads r dh"]:
+        """RoPE for states of some of the p columns (None: all), with the positions that the model gives them."""
+        return self.source.rotate(block, states, rows)
 
     def attention(
         self,
         queries: Literal["last", "text"] | Sequence[int] | Int[Tensor, "r"] = "last",
-        block: Literal["previous", "next"] = "previous",
+        block: Block = "previous",
     ) -> Float[Tensor, "H r n"]:
         """Attention probabilities from a few query rows to the visual tokens, float32.
 
@@ -183,11 +243,11 @@ class Seen:
             block: with the states of the block that just ran, or with the norm and projections of the next one.
         """
         rows = self._rows(queries)
-        project = self._block(block)
-        every = self.rotated_keys if block == "previous" else self.rotate(project("keys", None), None)
-        past = self.past(block) if self.past else None
-        asked = self.rotate(project("queries", rows), rows)
-        weights = ops.attention_rows(asked, every, rows, self.scaling, past)
+        keys = (
+            self.rotated_keys if block == "previous" else self.rotate(self._project(block, "keys", None), None, block)
+        )
+        asked = self.rotate(self._project(block, "queries", rows), rows, block)
+        weights = ops.attention_rows(asked, keys, rows, self.source.scaling(block), self.source.past(block))
         return weights[..., self.visual]
 
     def _rows(self, queries: Literal["last", "text"] | Sequence[int] | Tensor) -> Int[Tensor, "r"]:
@@ -201,11 +261,11 @@ class Seen:
             raise ScorerError(f"query columns {wrong} do not exist: {p} columns are left at layer {self.layer}")
         return torch.tensor([row % p for row in asked], device=device)
 
-    def _block(self, which: Literal["previous", "next"]) -> Project:
-        project = self.previous if which == "previous" else self.following
-        if project is None:
+    def _project(self, block: Block, name: Name, rows: Tensor | None) -> Tensor:
+        states = self.source.project(block, name, rows)
+        if states is None:
             raise ScorerError(
-                f"at layer {self.layer} there is no {which} block to read queries, keys or values from: "
+                f"at layer {self.layer} there is no {block} block to read queries, keys or values from: "
                 "prune at layer 1 or later, or use a scorer of hidden states such as diversity"
             )
-        return project
+        return states

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache as memo
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import PromptError
-
-
-class Owned(Protocol):
-    """What the cache does to its prompt."""
-
-    @property
-    def pruned(self) -> bool: ...
-    @property
-    def lacking(self) -> Owned | None: ...
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def drafts(self) -> int: ...
-    def without(self, drafts: int) -> Any: ...
-    def select(self, rows: Tensor) -> Any: ...
-    def repeat(self, repeats: int) -> Any: ...
-    def fixed(self, room: int, device: torch.device) -> Mapping[Any, tuple[Tensor, Tensor | None]]: ...
+from .prompt import Prompt, ViewLayers
 
 
 class PromptOwner:
@@ -45,13 +27,15 @@ class PromptOwner:
     keys: Tensor
     is_compileable: bool
     max_cache_len: int
-    prompt: Owned | None
-    fixed: Mapping[Any, tuple[Tensor, Tensor | None]]
-    """Of a static cache: `Prompt.fixed`."""
-    followed: bool = False  # by a pruning block, for the length of a pass
+    prompt: Prompt | None
+    fixed: Mapping[ViewLayers, tuple[Tensor, Tensor | None]]
+    """Of a static cache: `Prompt.in_static_cache`."""
+    first_pruned: int | None
+    """`Prompt.first_pruned`: asked in code that torch.compile traces."""
+    active: bool = False  # by a pruning block, for the length of a pass
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        if self.prompt is not None and self.prompt.pruned and not self.followed:
+        if self.prompt is not None and self.prompt.pruned and not self.active:
             raise PromptError(
                 "this cache was pruned, and no pruning block follows this pass: go on inside `with tokenprune.prune("
                 "model, recipe)`, where any recipe will do, or start from an empty cache"
@@ -60,7 +44,7 @@ class PromptOwner:
 
     def get_seq_length(self) -> int:
         physical = self.physical_length()
-        return physical if self.prompt is None else physical + self.prompt.hidden
+        return physical if self.prompt is None else physical + self.prompt.missing
 
     def physical_length(self) -> int:
         return super().get_seq_length()  # type: ignore[misc]
@@ -105,10 +89,11 @@ class PromptOwner:
         super().reset()  # type: ignore[misc]
         self.own(None)
 
-    def own(self, prompt: Owned | None) -> None:
+    def own(self, prompt: Prompt | None) -> None:
         self.prompt, self.fixed = prompt, {}
+        self.first_pruned = None if prompt is None else prompt.first_pruned
         if prompt is not None and self.is_compileable:
-            self.fixed = prompt.fixed(self.max_cache_len, self.keys.device)
+            self.fixed = prompt.in_static_cache(self.max_cache_len, self.keys.device)
 
     def _select(self, rows: Tensor) -> None:
         if self.prompt is not None:
@@ -120,7 +105,7 @@ def _owner_type(layer_type: type) -> type:
     return type(f"Pruned{layer_type.__name__}", (PromptOwner, layer_type), {})
 
 
-def own(cache: Any, prompt: Owned) -> None:
+def own(cache: Any, prompt: Prompt) -> None:
     """Let the cache own the prompt: its first layer becomes one that knows it, around the same tensors."""
     layer: Any = cache.layers[0]
     if not isinstance(layer, PromptOwner):
@@ -130,23 +115,29 @@ def own(cache: Any, prompt: Owned) -> None:
     layer.own(prompt)
 
 
-def fixed(cache: Any) -> Mapping[Any, tuple[Tensor, Tensor | None]]:
-    """Of a static cache that is owned: `Prompt.fixed`."""
-    found: Mapping[Any, tuple[Tensor, Tensor | None]] = cache.layers[0].fixed
+def fixed(cache: Any) -> Mapping[ViewLayers, tuple[Tensor, Tensor | None]]:
+    """Of a static cache that is owned: `Prompt.in_static_cache`."""
+    found: Mapping[ViewLayers, tuple[Tensor, Tensor | None]] = cache.layers[0].fixed
     return found
 
 
-def owned(cache: Any) -> Any | None:
+def owned(cache: Any) -> Prompt | None:
     """The prompt that owns this cache, or None."""
     layers = getattr(cache, "layers", None)
     return getattr(layers[0], "prompt", None) if layers else None
 
 
-def follow(cache: Any, followed: bool) -> None:
+def first_pruned(cache: Any) -> int | None:
+    """The first block that lacks columns of the conversation in this cache, or None."""
+    layers = getattr(cache, "layers", None)
+    return getattr(layers[0], "first_pruned", None) if layers else None
+
+
+def mark_active(cache: Any, active: bool) -> None:
     """Say whether a pruning block follows the pass that this cache is in."""
     layers = getattr(cache, "layers", None)
     if layers and isinstance(layers[0], PromptOwner):
-        layers[0].followed = followed
+        layers[0].active = active
 
 
 def length(layer: Any) -> Any:

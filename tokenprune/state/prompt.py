@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,13 +14,16 @@ from torch.nn import functional
 from ..plan.stages import Stage
 from .view import View
 
+ViewLayers = tuple[int | None, ...]
+"""Of every prompt of a conversation, the stage whose view a block sees: blocks with the same ones hold the same."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One prompt batch from its prefill to its last decode step; owned by its cache.
+    """One prompt batch from its prefill to its last decode step; owned by its cache. A stage makes a new one.
 
-    A later turn with pictures of its own is a prompt of its own, which remembers the `earlier` one. Columns between
-    and after prompts (answers, turns of text) are seen by every block.
+    A later turn with pictures is a prompt of its own, which remembers the `earlier` one. Columns between and after
+    prompts (answers, turns of text) are seen by every block.
 
     Attributes:
         ids: token ids.
@@ -30,9 +34,9 @@ class Prompt:
         stages: plan of this batch, by layer; negative ones are inside the vision tower, -1 right before its projector.
         start: columns of the conversation before this prompt.
         earlier: the prompt before this one in the same conversation.
-        views: what is left, by layer; filled while the prefill runs.
-        scores: of each stage, by layer, filled likewise: NaN for columns that were not scored.
-        drafts: last columns that are no prompt yet: words of assisted decoding, which may be taken back.
+        views: what is left, by layer.
+        scores: of each stage, by layer: NaN for columns that were not scored.
+        drafts: last columns that are no prompt yet: tokens of assisted decoding, which may be taken back.
         bare: its placeholders came without pictures.
     """
 
@@ -41,153 +45,34 @@ class Prompt:
     full_view: View
     counts: tuple[int, ...]
     question: tuple[int, ...]
-    stages: dict[int, Stage]
+    stages: Mapping[int, Stage]
     start: int = 0
     earlier: Prompt | None = None
-    views: dict[int, View] = field(default_factory=dict)
-    scores: dict[int, Float[Tensor, "b s"]] = field(default_factory=dict)
+    views: Mapping[int, View] = field(default_factory=dict)
+    scores: Mapping[int, Float[Tensor, "b s"]] = field(default_factory=dict)
     drafts: int = 0
     bare: bool = False
 
-    @property
-    def visual_after_vision(self) -> Bool[Tensor, "b s"]:
-        """Columns with visual tokens that enter block 0: not those that were dropped inside the vision tower."""
-        if self.layer(-1) is None:
-            return self.visual
-        view = self.seen(-1).to(self.visual.device)
-        return self.visual & torch.zeros_like(self.visual).scatter(1, view.index, view.valid)
+    # -- what a stage makes of it --------------------------------------------------------------------------------
 
-    @property
-    def shown(self) -> Bool[Tensor, "b k"]:
-        """Which of the columns that enter block 0 hold visual tokens."""
-        view = self.seen(-1).to(self.visual.device)
-        return self.visual.gather(1, view.index) & view.valid
+    def after(self, layer: int, view: View, scores: Float[Tensor, "b s"]) -> Prompt:
+        """The state after the stage at a layer."""
+        return replace(self, views={**self.views, layer: view}, scores={**self.scores, layer: scores})
 
-    @property
-    def count_after_vision(self) -> tuple[int, ...]:
-        """How many they are, per prompt."""
-        layer = self.layer(-1)
-        return self.counts if layer is None else self.stages[layer].kept
+    def after_vision(self, stages: Mapping[int, Stage], views: Mapping[int, View]) -> Prompt:
+        """The state once it is known what passes inside the vision tower left, and all stages are planned."""
+        return replace(self, stages=stages, views=views)
 
-    @property
-    def end(self) -> int:
-        """Columns of the conversation up to and with this prompt."""
-        return self.start + self.full_view.span
-
-    @property
-    def pruned(self) -> bool:
-        """Whether some block lacks columns of the conversation."""
-        return self.lacking is not None
-
-    @property
-    def lacking(self) -> Prompt | None:
-        """The last prompt of the conversation that some block lacks columns of."""
-        return next((turn for turn in self.conversation() if turn.views), None)
-
-    @property
-    def ends(self) -> tuple[bool, ...]:
-        """Whether a prompt ends with its picture, so that the answer is read from a visual token."""
-        return tuple(n > 0 and text == self.drafts for n, text in zip(self.counts, self.question, strict=True))
-
-    @property
-    def hidden(self) -> int:
-        """Columns that the first cache layer does not hold although the caller counts them."""
-        return sum(turn.full_view.width - turn.seen(0).width for turn in self.conversation())
-
-    def conversation(self) -> Iterator[Prompt]:
-        """This prompt and those before it, latest first."""
-        turn: Prompt | None = self
-        while turn is not None:
-            yield turn
-            turn = turn.earlier
-
-    def layer(self, block: int) -> int | None:
-        """The stage whose view block number `block` sees of this prompt, or None if it sees everything."""
-        above = [layer for layer in self.views if layer <= block]
-        return max(above) if above else None
-
-    def layers(self, block: int) -> tuple[int | None, ...]:
-        """`layer` of every turn: blocks with the same answer hold the same columns."""
-        return tuple(turn.layer(block) for turn in self.conversation())
-
-    def seen(self, block: int) -> View:
-        """What block number `block` sees of this prompt."""
-        layer = self.layer(block)
-        return self.full_view if layer is None else self.views[layer]
-
-    def compact(self, block: int) -> int | None:
-        """The last stage up to this block that numbers positions anew, or None."""
-        found = [at for at in self.views if at <= block and self.stages[at].step.positions == "compact"]
-        return max(found, default=None)
-
-    def freed(self, block: int, device: torch.device, spared: Mapping[int, int] | None = None) -> Int[Tensor, "b s"]:
-        """Of each column of this prompt, how many of those up to it have no position any more in this block.
-
-        `spared`: prompts whose last token was dropped at some layer, and is in the views of this pass all the same.
+    def without_answering(self, since: Mapping[int, int]) -> Prompt:
+        """The state when its pass is over: `since` says of which prompts, and from which layer on, the last visual
+        token was dropped although the answer was read from it. Nobody sees it any more.
         """
-        everything, layer = self.full_view.to(device), self.compact(block)
-        if layer is None:
-            return torch.zeros_like(everything.index)
-        left = self.views[layer].to(device)
-        stays = torch.zeros_like(everything.valid).scatter(1, left.index, left.valid)
-        for row, since in (spared or {}).items():
-            if since <= layer:
-                stays[row, everything.width - 1 - self.drafts] = False
-        return (everything.valid & ~stays).cumsum(1)
-
-    def mask(
-        self, block: int, attention_mask: Tensor | None, total: int, device: torch.device
-    ) -> Bool[Tensor, "b held"] | None:
-        """The 2-D mask over what a block holds of the conversation's first `total` columns; None hides nothing.
-
-        `attention_mask` (b, total) is the caller's.
-        """
-        if attention_mask is None:
-            if not any(turn.seen(block).padded for turn in self.conversation()):
-                return None
-            given = torch.ones(len(self.counts), total, dtype=torch.bool, device=device)
-        else:
-            given = attention_mask.to(device, torch.bool)
-        return self._held(block, given, False)
-
-    def places(self, block: int, total: int, device: torch.device) -> Int[Tensor, "b held"]:
-        """The column of the conversation (of `total`) that each one is that a block holds; -1 for pads."""
-        every = torch.arange(total, device=device).expand(len(self.counts), -1)
-        return self._held(block, every, -1)
-
-    def fixed(self, room: int, device: torch.device) -> dict[tuple[int | None, ...], tuple[Tensor, Tensor | None]]:
-        """`places` (`room` of them) and what `dropped` gives where positions are compact, by `layers`.
-
-        All that later passes on a static cache need of this conversation, in sizes that are the same for each.
-        """
-        found = {}
-        for block in sorted({max(layer, 0) for turn in self.conversation() for layer in turn.views}):
-            places = self.places(block, room, device)
-            places = functional.pad(places, (0, room - places.shape[1]), value=-1)
-            compact = any(turn.compact(block) is not None for turn in self.conversation())
-            found[self.layers(block)] = places, self.dropped(block, device) if compact else None
-        return found
-
-    def _held(self, block: int, given: Tensor, pad: int) -> Tensor:
-        """Of something given for every column of the conversation, what is of columns that a block holds."""
-        parts, at = [], 0
-        for turn in [*self.conversation()][::-1]:
-            start, view = turn.start, turn.seen(block).to(given.device)
-            mine = given[:, start : start + view.span].gather(1, view.index)
-            parts += [given[:, at:start], mine.masked_fill(~view.valid, pad)]
-            at = start + view.span
-        return torch.cat([*parts, given[:, at:]], dim=1)
-
-    def dropped(self, block: int, device: torch.device, spared: Mapping[int, int] | None = None) -> Int[Tensor, "b 1"]:
-        """Columns of the conversation so far whose positions are free, for blocks with compact positions.
-
-        `spared` as in `freed`, of this prompt.
-        """
-        gone = torch.zeros(len(self.counts), 1, dtype=torch.long, device=device)
-        for turn in self.conversation():
-            if turn.compact(block) is not None:
-                gone += turn.freed(block, device, spared if turn is self else None)[:, -1:]
-        return gone
+        views = dict(self.views)
+        for row, dropped_at in since.items():
+            for layer, view in self.views.items():
+                if layer >= dropped_at:
+                    views[layer] = views[layer].without(row, view.width - 1 - self.drafts)
+        return replace(self, views=views)
 
     def select(self, rows: Int[Tensor, "j"]) -> Prompt:
         """The state of other batch rows (beams, repeats)."""
@@ -196,7 +81,8 @@ class Prompt:
         def pick(values: Sequence[int]) -> tuple[int, ...]:
             return tuple(values[row] for row in at)
 
-        return Prompt(
+        return replace(
+            self,
             ids=self.ids[rows.to(self.ids.device)],
             visual=self.visual[rows.to(self.visual.device)],
             full_view=self.full_view.select(rows),
@@ -206,13 +92,14 @@ class Prompt:
                 layer: replace(stage, before=pick(stage.before), kept=pick(stage.kept))
                 for layer, stage in self.stages.items()
             },
-            start=self.start,
             earlier=self.earlier and self.earlier.select(rows),
             views={layer: view.select(rows) for layer, view in self.views.items()},
             scores={layer: score[rows.to(score.device)] for layer, score in self.scores.items()},
-            drafts=self.drafts,
-            bare=self.bare,
         )
+
+    def repeat(self, repeats: int) -> Prompt:
+        """Each prompt `repeats` times in a row."""
+        return self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))
 
     def without(self, drafts: int) -> Prompt:
         """The state after the last `drafts` columns were taken back."""
@@ -227,6 +114,159 @@ class Prompt:
             drafts=self.drafts - drafts,
         )
 
-    def repeat(self, repeats: int) -> Prompt:
-        """Each prompt `repeats` times in a row."""
-        return self.select(torch.arange(len(self.counts)).repeat_interleave(repeats))
+    # -- this prompt ---------------------------------------------------------------------------------------------
+
+    @property
+    def ends_with_picture(self) -> tuple[bool, ...]:
+        """Of each prompt: then the answer is read from a visual token."""
+        return tuple(n > 0 and text == self.drafts for n, text in zip(self.counts, self.question, strict=True))
+
+    @property
+    def visual_after_vision(self) -> Bool[Tensor, "b s"]:
+        """Columns with visual tokens that enter block 0: not those that were dropped inside the vision tower."""
+        if self.view_layer(-1) is None:
+            return self.visual
+        return self.visual & self.view_at(-1).to(self.visual.device).marked()
+
+    @property
+    def entering_visual(self) -> Bool[Tensor, "b k"]:
+        """Which of the columns that enter block 0 hold visual tokens."""
+        view = self.view_at(-1).to(self.visual.device)
+        return self.visual.gather(1, view.index) & view.valid
+
+    @property
+    def count_after_vision(self) -> tuple[int, ...]:
+        """How many visual tokens enter block 0, per prompt."""
+        layer = self.view_layer(-1)
+        return self.counts if layer is None else self.stages[layer].kept
+
+    def view_layer(self, block: int) -> int | None:
+        """The stage whose view block number `block` sees of this prompt, or None if it sees everything."""
+        above = [layer for layer in self.views if layer <= block]  # torch.compile traces this
+        return max(above) if above else None
+
+    def view_at(self, block: int) -> View:
+        """What block number `block` sees of this prompt."""
+        layer = self.view_layer(block)
+        return self.full_view if layer is None else self.views[layer]
+
+    def renumbered_at(self, block: int) -> int | None:
+        """The last stage up to this block that numbers positions anew, or None."""
+        found = [at for at in self.views if at <= block and self.stages[at].step.positions == "compact"]
+        return max(found, default=None)
+
+    def freed(self, block: int, device: torch.device, answering: Mapping[int, int]) -> Int[Tensor, "b s"]:
+        """Of each column of this prompt, how many of those up to it have no position any more in this block.
+
+        `answering`: prompts whose last visual token was dropped at some layer, and is in the views of this pass still.
+        """
+        everything, layer = self.full_view.to(device), self.renumbered_at(block)
+        if layer is None:
+            return torch.zeros_like(everything.index)
+        stays = self.views[layer].to(device).marked()
+        for row, since in answering.items():
+            if since <= layer:
+                stays[row, everything.width - 1 - self.drafts] = False
+        return (everything.valid & ~stays).cumsum(1)
+
+    # -- the conversation up to it -------------------------------------------------------------------------------
+
+    def conversation(self) -> Iterator[Prompt]:
+        """This prompt and those before it, latest first."""
+        prompt: Prompt | None = self
+        while prompt is not None:
+            yield prompt
+            prompt = prompt.earlier
+
+    @property
+    def end(self) -> int:
+        """Columns of the conversation up to and with this prompt."""
+        return self.start + self.full_view.span
+
+    @cached_property
+    def lacking(self) -> Prompt | None:
+        """The last prompt of the conversation that some block lacks columns of."""
+        return next((prompt for prompt in self.conversation() if prompt.views), None)
+
+    @property
+    def pruned(self) -> bool:
+        """Whether some block lacks columns of the conversation."""
+        return self.lacking is not None
+
+    @cached_property
+    def first_pruned(self) -> int | None:
+        """The first block that lacks columns of the conversation, or None."""
+        return min((max(layer, 0) for prompt in self.conversation() for layer in prompt.views), default=None)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether later passes go as if nothing was dropped, unless the caller masks columns: no padding is seen, and
+        no position was numbered anew.
+        """
+        views = (view for prompt in self.conversation() for view in (prompt.full_view, *prompt.views.values()))
+        steps = (prompt.stages[layer].step for prompt in self.conversation() for layer in prompt.views)
+        return not any(view.padded for view in views) and all(step.positions == "original" for step in steps)
+
+    @cached_property
+    def missing(self) -> int:
+        """Columns that the first cache layer does not hold although the caller counts them."""
+        return sum(prompt.full_view.width - prompt.view_at(0).width for prompt in self.conversation())
+
+    def view_layers(self, block: int) -> ViewLayers:
+        """`view_layer` of every prompt of the conversation."""
+        return tuple(prompt.view_layer(block) for prompt in self.conversation())
+
+    def renumbered(self, block: int) -> bool:
+        """Whether this block sees positions that were numbered anew."""
+        return any(prompt.renumbered_at(block) is not None for prompt in self.conversation())
+
+    def freed_in_all(self, block: int, device: torch.device, answering: Mapping[int, int]) -> Int[Tensor, "b 1"]:
+        """Columns of the conversation whose positions are free in this block; `answering` as in `freed`."""
+        gone = torch.zeros(len(self.counts), 1, dtype=torch.long, device=device)
+        for prompt in self.conversation():
+            if prompt.renumbered_at(block) is not None:
+                gone += prompt.freed(block, device, answering if prompt is self else {})[:, -1:]
+        return gone
+
+    def mask(
+        self, block: int, attention_mask: Tensor | None, total: int, device: torch.device
+    ) -> Bool[Tensor, "b held"] | None:
+        """The 2-D mask over what a block holds of the conversation's first `total` columns; None hides nothing.
+
+        `attention_mask` (b, total) is the caller's.
+        """
+        if attention_mask is None:
+            if not any(prompt.view_at(block).padded for prompt in self.conversation()):
+                return None
+            given = torch.ones(len(self.counts), total, dtype=torch.bool, device=device)
+        else:
+            given = attention_mask.to(device, torch.bool)
+        return self._held(block, given, False)
+
+    def columns_held(self, block: int, total: int, device: torch.device) -> Int[Tensor, "b held"]:
+        """The column of the conversation (of `total`) that each one is that a block holds; -1 for pads."""
+        every = torch.arange(total, device=device).expand(len(self.counts), -1)
+        return self._held(block, every, -1)
+
+    def _held(self, block: int, given: Tensor, pad: int) -> Tensor:
+        """Of something given for every column of the conversation, what is of columns that a block holds."""
+        parts, at = [], 0
+        for prompt in [*self.conversation()][::-1]:
+            start, view = prompt.start, prompt.view_at(block).to(given.device)
+            mine = given[:, start : start + view.span].gather(1, view.index)
+            parts += [given[:, at:start], mine.masked_fill(~view.valid, pad)]
+            at = start + view.span
+        return torch.cat([*parts, given[:, at:]], dim=1)
+
+    def in_static_cache(self, room: int, device: torch.device) -> dict[ViewLayers, tuple[Tensor, Tensor | None]]:
+        """`columns_held` (`room` of them) and, where positions were numbered anew, `freed_in_all`, by `view_layers`.
+
+        All that later passes on a static cache need of this conversation, in sizes that are the same for each.
+        """
+        found = {}
+        for block in sorted({max(layer, 0) for prompt in self.conversation() for layer in prompt.views}):
+            columns = self.columns_held(block, room, device)
+            columns = functional.pad(columns, (0, room - columns.shape[1]), value=-1)
+            freed = self.freed_in_all(block, device, {}) if self.renumbered(block) else None
+            found[self.view_layers(block)] = columns, freed
+        return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
@@ -12,18 +11,22 @@ from torch import Tensor
 
 from .. import ops
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Which prompt columns a depth still sees. Rows that keep fewer than `k` are padded on the left (`valid` False)."""
+    """Which prompt columns a depth still sees. Rows that keep fewer than `k` are padded on the left (`valid` False).
+
+    Attributes:
+        index: columns of the prompt.
+        valid: which of them are real.
+        lengths: real ones per prompt, as Python ints: asking costs no device sync.
+        span: prompt columns the view was made from.
+    """
 
     index: Int[Tensor, "b k"]
     valid: Bool[Tensor, "b k"]
-    lengths: tuple[int, ...]  # real columns per prompt, as Python ints: asking costs no device sync
-    span: int  # prompt columns the view was made from
+    lengths: tuple[int, ...]
+    span: int
 
     @classmethod
     def full(cls, valid: Bool[Tensor, "b s"], lengths: Sequence[int]) -> View:
@@ -54,6 +57,24 @@ class View:
         """The view without the last columns of its prompt, which every row sees."""
         lengths = tuple(length - columns for length in self.lengths)
         return View(self.index[:, :-columns], self.valid[:, :-columns], lengths, self.span - columns)
+
+    def without(self, row: int, column: int) -> View:
+        """The view without one column (counted in it) of one prompt: nobody sees it any more, its place stays."""
+        valid, lengths = self.valid.clone(), list(self.lengths)
+        valid[row, column] = False
+        lengths[row] -= 1
+        return View(self.index, valid, tuple(lengths), self.span)
+
+    def marked(self) -> Bool[Tensor, "b s"]:
+        """Which columns of the prompt are seen."""
+        marked = torch.zeros(len(self.valid), self.span, dtype=torch.bool, device=self.valid.device)
+        return marked.scatter(1, self.index, self.valid)
+
+    def columns(self, row: int, drafts: int = 0) -> slice | Int[Tensor, "p"]:
+        """The real columns of one prompt, counted in this view, without the last `drafts`; a slice if that is all."""
+        if self.lengths[row] == self.width:
+            return slice(self.width - drafts)
+        return self.valid[row].int().argsort(stable=True)[-self.lengths[row] :][: self.lengths[row] - drafts]
 
     def to(self, device: torch.device) -> View:
         return View(self.index.to(device), self.valid.to(device), self.lengths, self.span)

@@ -32,7 +32,7 @@ from ..errors import PromptError, ScorerError, UnsupportedModelError
 from ..parts import guard
 from ..parts.vision import BlockRun, Call, VisionAdapter
 from ..plan.stages import Stage
-from ..recipe import Pass
+from ..recipe import VisionPass
 from ..registry import spell_part
 from ..seen.pictures import Pictures, Ranking
 from ..seen.vision import VisionBlock
@@ -142,7 +142,9 @@ class _Run:
 class VisionPruner:
     """Hooks on a model's vision towers, for a recipe's passes inside them (`works`)."""
 
-    def __init__(self, adapter: VisionAdapter, base: nn.Module, config: Any, steps: Sequence[Pass], plan: Plan) -> None:
+    def __init__(
+        self, adapter: VisionAdapter, base: nn.Module, config: Any, steps: Sequence[VisionPass], plan: Plan
+    ) -> None:
         if reason := adapter.refuse(config):
             raise UnsupportedModelError(
                 f"this {config.model_type} model cannot be pruned in its vision tower: {reason}"
@@ -323,7 +325,7 @@ class VisionPruner:
                     tokens, sizes = ops.fold(tokens, into, group.sizes[:, own])
                     flat = flat.index_copy(0, place[:, own].flatten(), tokens.flatten(0, 2))
                     group.sizes = torch.cat([group.sizes[:, : run.cls], sizes], 1)
-                    run.weighed |= stage.step.scorer.proportional  # type: ignore[union-attr]
+                    run.weighed |= stage.step.scorer.proportional
                 front = torch.arange(run.cls, device=chosen.device).expand(len(chosen), -1)
                 chosen = torch.cat([front, chosen + run.cls], 1)
                 run.said.index_fill_(0, came.flatten(), self._code(layer, stage.step))
@@ -364,7 +366,7 @@ class VisionPruner:
         """Which tokens of each picture stay, in order, and where every token goes; None if those dropped are lost."""
         who, scorer = self._who(stage.step, seen.layer), stage.step.scorer
         with torch.no_grad():
-            rank: Callable[[], Any] = partial(scorer.rank, seen)  # type: ignore[union-attr]
+            rank: Callable[[], Any] = partial(scorer.rank, seen)
             given = guard.call(who, rank, (seen.tokens, seen.sizes, seen.hidden))
             if not isinstance(given, Ranking):
                 raise ScorerError(f"{who} must give a Ranking, got {type(given).__name__}")
@@ -388,15 +390,15 @@ class VisionPruner:
 
     # -- what holes say ------------------------------------------------------------------------------------------
 
-    def _who(self, step: Pass, layer: int) -> str:
+    def _who(self, step: VisionPass, layer: int) -> str:
         return spell_part("scorer", type(step.scorer), f"inside the vision tower at layer {layer}")
 
-    def _code(self, layer: int, step: Pass, how: str | None = None) -> int:
+    def _code(self, layer: int, step: VisionPass, how: str | None = None) -> int:
         """One number: before which layer, which pass, and what its scorer did wrong."""
         number = next(i for i, other in enumerate(self.steps) if other is step)
         return (layer * len(self.steps) + number) * len(_HOW) + _HOW.index(how)
 
-    def _blame(self, group: _Group, step: Pass, layer: int, how: str, pictures: Bool[Tensor, "u"]) -> None:
+    def _blame(self, group: _Group, step: VisionPass, layer: int, how: str, pictures: Bool[Tensor, "u"]) -> None:
         """Note of these pictures what was done wrong to them, unless something was before."""
         group.wrong = torch.where((group.wrong == 0) & pictures, self._code(layer, step, how), group.wrong)
 
@@ -410,7 +412,7 @@ class VisionPruner:
 
     def read(
         self, hidden: Float[Tensor, "b s d"], visual: Bool[Tensor, "b s"]
-    ) -> tuple[Int[Tensor, "b s"], list[tuple[Pass, tuple[int, ...]]]]:
+    ) -> tuple[Int[Tensor, "b s"], list[tuple[VisionPass, tuple[int, ...]]]]:
         """What the rows that enter the decoder say: before which layer each went, `depth` for those that are left; and
         by layer, which pass dropped some there and how many visual tokens it left of each prompt.
 

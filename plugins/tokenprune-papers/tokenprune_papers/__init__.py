@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenprune import Calibration, Merger, Scorer, hookimpl
+from tokenprune import Fact, Merger, Scorer, hookimpl
 
 from . import dart, fitprune, sparsevlm, vtw
 from .cdpruner import CDPruner
 from .hiprune import HiPrune
 from .holov import HoloV
-from .mergers import contextual, neighbours
+from .mergers import Contextual, Neighbours
 from .prumerge import PruMerge
 from .visionzip import VisionZip
 from .vispruner import VisPruner
@@ -34,20 +34,13 @@ def tokenprune_scorers() -> dict[str, type[Scorer]]:
 
 
 @hookimpl
-def tokenprune_mergers() -> dict[str, Merger]:
-    return {
-        "contextual": contextual,
-        "neighbours": neighbours,
-        "recycle": sparsevlm.recycle,
-    }
+def tokenprune_mergers() -> dict[str, type[Merger]]:
+    return {"contextual": Contextual, "neighbours": Neighbours, "recycle": sparsevlm.Recycle}
 
 
 @hookimpl
-def tokenprune_calibrations() -> dict[str, Calibration]:
-    return {
-        "fitprune": fitprune.calibrate,
-        "vtw": vtw.calibrate,
-    }
+def tokenprune_facts() -> dict[str, type[Fact]]:
+    return {"fitprune": fitprune.Fit, "vtw": vtw.Withdrawal}
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenprune import Scorer, Seen
+from tokenprune import Merger, Scorer, Seen
 from tokenprune.ops import rank_scores
 
 ROWS = 256  # text rows at once: their attention over all columns is in memory
@@ -107,19 +107,22 @@ def density_peaks(gaps: Float[Tensor, "m m"], count: int) -> Int[Tensor, "c"]:
     return (apart.log() / 2 - sparsity).argsort(descending=True, stable=True)[:count].sort().values
 
 
-def recycle(hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen) -> Float[Tensor, "n d"]:
+@dataclass(frozen=True)
+class Recycle(Merger):
     """Write the plain mean of each of scorer `sparsevlm`'s clusters into its centre.
 
     Its scores tell: first come the best tokens, then the centres, then the others that are recycled.
     """
-    n, keep = len(hidden), len(kept)
-    if not keep or seen.scores is None:
-        return hidden
-    order, best = seen.scores.argsort(descending=True, stable=True), best_of(n, keep)
-    centres, pool = order[best:keep].sort().values, order[best : best + _pool(n - best)].sort().values
-    rows = hidden.float()
-    home = centres[_gaps(torch.cat([rows[centres], rows[pool]]))[keep - best :, : keep - best].argmin(-1)]
-    home = torch.where(torch.isin(pool, centres), pool, home)  # a centre is its own, whatever lies on it
-    total = torch.zeros_like(rows).index_add(0, home, rows[pool])
-    count = torch.zeros(n, 1, device=rows.device).index_add(0, home, torch.ones(len(home), 1, device=rows.device))
-    return torch.where(count > 0, total / count.clamp_min(1), rows).to(hidden.dtype)
+
+    def merge(self, hidden: Float[Tensor, "n d"], kept: Int[Tensor, "k"], seen: Seen) -> Float[Tensor, "n d"]:
+        n, keep = len(hidden), len(kept)
+        if not keep or seen.scores is None:
+            return hidden
+        order, best = seen.scores.argsort(descending=True, stable=True), best_of(n, keep)
+        centres, pool = order[best:keep].sort().values, order[best : best + _pool(n - best)].sort().values
+        rows = hidden.float()
+        home = centres[_gaps(torch.cat([rows[centres], rows[pool]]))[keep - best :, : keep - best].argmin(-1)]
+        home = torch.where(torch.isin(pool, centres), pool, home)  # a centre is its own, whatever lies on it
+        total = torch.zeros_like(rows).index_add(0, home, rows[pool])
+        count = torch.zeros(n, 1, device=rows.device).index_add(0, home, torch.ones(len(home), 1, device=rows.device))
+        return torch.where(count > 0, total / count.clamp_min(1), rows).to(hidden.dtype)

@@ -18,11 +18,11 @@ def check_one(**budgets: object) -> None:
         )
 
 
-def once(layer: int, keep: Budget | None, average: Budget | None, shape: PlanInput) -> dict[int, int]:
+def once(layer: int, keep: Budget | None, average: Budget | None, given: PlanInput) -> dict[int, int]:
     """The plan of a single stage; empty when nothing would be dropped."""
     if keep is not None:
-        kept = resolve_budget(keep, shape.visual)
+        kept = resolve_budget(keep, given.visual)
     else:
         assert average is not None  # check_one
-        kept = kept_for_average(average, layer, shape.depth, shape.visual)
-    return {layer: kept} if kept < shape.visual else {}
+        kept = kept_for_average(average, layer, given.depth, given.visual)
+    return {layer: kept} if kept < given.visual else {}

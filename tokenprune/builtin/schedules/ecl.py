@@ -24,7 +24,7 @@ class Ecl(Scheduler):
         average: the same, but as the mean over all decoder blocks.
     """
 
-    needs_ecl: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("ecl",)
 
     keep: Budget | None = None
     average: Budget | None = None
@@ -34,7 +34,8 @@ class Ecl(Scheduler):
         check_budget(self.keep)
         check_budget(self.average)
 
-    def plan(self, shape: PlanInput) -> dict[int, int]:
-        if shape.ecl is None:
+    def plan(self, given: PlanInput) -> dict[int, int]:
+        layer = given.facts.get("ecl")
+        if layer is None:
             raise LayerError("the Entropy Collapse Layer is not known yet: run `tokenprune calibrate` or give a layer")
-        return once(resolve_layer(shape.ecl, shape.depth), self.keep, self.average, shape)
+        return once(resolve_layer(layer, given.depth), self.keep, self.average, given)

@@ -35,5 +35,5 @@ class Fixed(Scheduler):
         check_budget(self.keep)
         check_budget(self.average)
 
-    def plan(self, shape: PlanInput) -> dict[int, int]:
-        return once(resolve_layer(self.layer, shape.depth), self.keep, self.average, shape)
+    def plan(self, given: PlanInput) -> dict[int, int]:
+        return once(resolve_layer(self.layer, given.depth), self.keep, self.average, given)

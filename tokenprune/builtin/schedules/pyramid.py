@@ -46,46 +46,46 @@ class Pyramid(Scheduler):
         check_budget(self.keep)
         check_budget(self.average)
 
-    def plan(self, shape: PlanInput) -> dict[int, int]:
-        layers = [resolve_layer(layer, shape.depth) for layer in self.layers]
+    def plan(self, given: PlanInput) -> dict[int, int]:
+        layers = [resolve_layer(layer, given.depth) for layer in self.layers]
         if sorted(set(layers)) != layers:
             raise LayerError(
-                f"pyramid layers {list(self.layers)} fall on blocks {layers} of {shape.depth}: they must ascend, each "
+                f"pyramid layers {list(self.layers)} fall on blocks {layers} of {given.depth}: they must ascend, each "
                 "on its own block"
             )
-        plan, left = {}, shape.visual
-        for layer, kept in zip(layers, self._counts(layers, shape), strict=True):
+        plan, left = {}, given.visual
+        for layer, kept in zip(layers, self._counts(layers, given), strict=True):
             if kept < left:
                 plan[layer] = left = kept
         return plan
 
-    def _counts(self, layers: Sequence[int], shape: PlanInput) -> list[int]:
+    def _counts(self, layers: Sequence[int], given: PlanInput) -> list[int]:
         steps = range(1, len(layers) + 1)
         if self.ratio is not None:
             share = Fraction(str(self.ratio))  # 0.1 as written, not its binary neighbour
-            return [int(shape.visual * share**step) for step in steps]
+            return [int(given.visual * share**step) for step in steps]
         if self.keep is not None:
-            last = resolve_budget(self.keep, shape.visual)
-            ratio = (last / shape.visual) ** (1 / len(layers)) if shape.visual else 0.0
-            return [round(shape.visual * ratio**step) for step in steps[:-1]] + [last]
+            last = resolve_budget(self.keep, given.visual)
+            ratio = (last / given.visual) ** (1 / len(layers)) if given.visual else 0.0
+            return [round(given.visual * ratio**step) for step in steps[:-1]] + [last]
         assert self.average is not None  # check_one
-        return self._counts_for_average(self.average, layers, shape)
+        return self._counts_for_average(self.average, layers, given)
 
-    def _counts_for_average(self, average: Budget, layers: Sequence[int], shape: PlanInput) -> list[int]:
-        target = resolve_budget(average, shape.visual) * shape.depth
-        spans = [end - start for start, end in zip(layers, [*layers[1:], shape.depth], strict=True)]
-        before = layers[0] * shape.visual
+    def _counts_for_average(self, average: Budget, layers: Sequence[int], given: PlanInput) -> list[int]:
+        target = resolve_budget(average, given.visual) * given.depth
+        spans = [end - start for start, end in zip(layers, [*layers[1:], given.depth], strict=True)]
+        before = layers[0] * given.visual
 
         def counts(ratio: float) -> list[int]:
-            return [int(shape.visual * ratio**step) for step in range(1, len(layers) + 1)]
+            return [int(given.visual * ratio**step) for step in range(1, len(layers) + 1)]
 
         def total(ratio: float) -> int:
             return before + sum(span * kept for span, kept in zip(spans, counts(ratio), strict=True))
 
         if total(0.0) > target:
             raise BudgetError(
-                f"average {average} cannot be reached: {layers[0]} of {shape.depth} blocks see all {shape.visual} "
-                f"visual tokens, so the smallest average is {-(-before // shape.depth)}. Prune at an earlier layer."
+                f"average {average} cannot be reached: {layers[0]} of {given.depth} blocks see all {given.visual} "
+                f"visual tokens, so the smallest average is {-(-before // given.depth)}. Prune at an earlier layer."
             )
         low, high = 0.0, 1.0
         if total(high) <= target:

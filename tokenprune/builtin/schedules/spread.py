@@ -51,16 +51,16 @@ class Spread(Scheduler):
         if self.remove is not None and self.strategy in ("increasing", "decreasing"):
             raise ValueError(f"{self.strategy} shares out what a `keep` leaves to go: it takes no `remove`")
 
-    def plan(self, shape: PlanInput) -> dict[int, int]:
-        layers = list(range(1, shape.depth))
+    def plan(self, given: PlanInput) -> dict[int, int]:
+        layers = list(range(1, given.depth))
         some = self.blocks or (len(layers) + 1) // 2
         if self.blocks is not None and self.blocks > len(layers):
             raise LayerError(f"spread over {self.blocks} blocks: {len(layers)} steps are there, after block 1 and on")
         chosen = {"skip": layers[::2], "first": layers[:some], "last": layers[-some:]}.get(self.strategy, layers)
         if not chosen:
-            raise LayerError(f"spread drops tokens after the first block and later ones: this depth is {shape.depth}")
-        plan, left = {}, shape.visual
-        for layer, kept in zip(chosen, self._counts(len(chosen), shape.visual), strict=True):
+            raise LayerError(f"spread drops tokens after the first block and later ones: this depth is {given.depth}")
+        plan, left = {}, given.visual
+        for layer, kept in zip(chosen, self._counts(len(chosen), given.visual), strict=True):
             if kept < left:
                 plan[layer] = left = kept
         return plan

@@ -39,17 +39,17 @@ class Table(Scheduler):
         for keep in self.keep:
             check_budget(keep)
 
-    def plan(self, shape: PlanInput) -> dict[int, int]:
-        plan, left, last = {}, shape.visual, -1
+    def plan(self, given: PlanInput) -> dict[int, int]:
+        plan, left, last = {}, given.visual, -1
         for layer, keep in zip(self.layers, self.keep, strict=True):
             if isinstance(layer, str) and fraction(layer) > 0:
-                nearest = int(fraction(layer) * shape.depth + Fraction(1, 2))
-                at = min(max(nearest, 1), shape.depth - 1)
+                nearest = int(fraction(layer) * given.depth + Fraction(1, 2))
+                at = min(max(nearest, 1), given.depth - 1)
             else:
-                at = resolve_layer(layer, shape.depth)
+                at = resolve_layer(layer, given.depth)
             if at < last:
                 raise LayerError(f"table layers {list(self.layers)} must ascend: {layer} comes before block {last}")
-            last, kept = at, resolve_budget(keep, shape.visual)
+            last, kept = at, resolve_budget(keep, given.visual)
             if kept < left:
                 plan[at] = left = kept
         return plan

@@ -1,0 +1,74 @@
+"""Facts that the recipe's schedules need and nobody knows yet: measured in one extra prefill."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from ..errors import LayerError
+from ..model import ranks
+from ..parts.fact import Fact, Sample
+from ..recipe import Recipe
+from ..registry import registry
+from .inputs import Given
+from .run import Pipeline
+
+log = logging.getLogger("tokenprune")
+
+
+def needed(recipe: Recipe) -> list[str]:
+    """Names of the facts that a recipe's schedules need."""
+    return sorted({name for step in recipe.decoder_passes for name in step.schedule.needs})
+
+
+def look_up(pipeline: Pipeline) -> None:
+    """What is known of the model, before any pass. Raises UnsupportedModelError if the rest cannot be measured."""
+    anatomy = pipeline.anatomy
+    for name in needed(pipeline.recipe):
+        fact = _fact(name)
+        found = pipeline.ranks.same(fact.known(anatomy.model, anatomy.adapter))
+        if found is None:
+            ranks.check_extra_pass(anatomy.model, fact.about)  # and when it is measured: weights may be sharded later
+        else:
+            pipeline.facts[name] = found
+
+
+def learn(pipeline: Pipeline, given: Given, visual: Bool[Tensor, "b s"]) -> None:
+    """Measure what is missing on the prompts of this prefill, remember it, and say so once.
+
+    Raises:
+        LayerError: passes inside the vision tower have thinned the pictures out.
+        UnsupportedModelError: weights are sharded, so that no rank can run a pass of its own.
+    """
+    for name in needed(pipeline.recipe):
+        if name not in pipeline.facts:
+            pipeline.facts[name] = pipeline.ranks.same(_measured(pipeline, _fact(name), given, visual))
+
+
+def _measured(pipeline: Pipeline, fact: Fact, given: Given, visual: Bool[Tensor, "b s"]) -> Any:
+    anatomy = pipeline.anatomy
+    if pipeline.vision is not None:
+        raise LayerError(
+            f"{fact.about} of this model is not known, and it is not measured on pictures that passes "
+            "inside the vision tower have thinned out: run `tokenprune calibrate` first, or give a layer"
+        )
+    ranks.check_extra_pass(anatomy.model, fact.about)
+    alone = {**given.arguments, "use_cache": False, "past_key_values": None}
+    value = fact.measure(anatomy.model, anatomy.adapter, [Sample(partial(anatomy.base, **alone), lambda: visual)])
+    path = fact.remember(anatomy.model, anatomy.adapter, value)
+    log.warning(
+        "%s, measured on this model's first prompt: %s, %s",
+        fact.about.removeprefix("the "),
+        fact.tell(value),
+        f"remembered in {path}" if path else "not remembered (cache not writable, or weights offloaded)",
+    )
+    return fact.planned(value)
+
+
+def _fact(name: str) -> Fact:
+    fact: Fact = registry().get("fact", name)()
+    return fact

@@ -1,0 +1,104 @@
+"""What the phases of one forward pass hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from ..amounts import Budget
+from ..model.anatomy import Anatomy
+from ..model.ranks import Ranks
+from ..model.taps import Taps
+from ..parts import guard
+from ..parts.adapter import RotaryTables
+from ..plan.stages import Stage, plan_stages
+from ..recipe import Recipe
+from ..state.prompt import Prompt, ViewLayers
+from ..vision.forward import VisionPruner
+from ..vision.recorder import Recorder
+from .inputs import Given
+
+Mask = Tensor | BlockMask | None
+"""A causal mask in the form that the attention backend wants."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A recipe on a model: what all of its forward passes share.
+
+    Attributes:
+        anatomy: of the model.
+        recipe: to follow.
+        budget: that scales the recipe's keeps.
+        ranks: that share the model's heads.
+        processor: reads the question as text; may be a tokenizer.
+        vision: passes inside the vision tower; None if the recipe has none.
+        recorder: of vision tower states that scorers and mergers read; None if they read none.
+        facts: about the model that schedules need, as far as they are known.
+    """
+
+    anatomy: Anatomy
+    recipe: Recipe
+    budget: Budget | None
+    ranks: Ranks
+    processor: Any = None
+    vision: VisionPruner | None = None
+    recorder: Recorder | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def stages(self, counts: Sequence[int], before_vision: Sequence[int] | None = None) -> dict[int, Stage]:
+        """Of prompts with so many visual tokens, which were more `before_vision`. Raises what `plan_stages` raises."""
+        return plan_stages(self.recipe, self.anatomy.depth, counts, self.facts, self.budget, before_vision)
+
+
+class Held(NamedTuple):
+    """What a block holds of the conversation. A tuple: torch.compile traces how one is made.
+
+    Attributes:
+        mask: over these columns; None hides nothing.
+        freed: how many positions lie behind where they were numbered anew; None where they were not.
+    """
+
+    mask: Bool[Tensor, "b held"] | None
+    freed: Int[Tensor, "b 1"] | None
+
+
+@dataclass(eq=False)
+class ForwardPass:
+    """One forward pass: what its phases hand to each other. `Prompt` is a value; a stage puts a new one here.
+
+    Attributes:
+        pipeline: that it goes through.
+        given: what it was given; None where torch.compile traces it, which has its masks from the cache.
+        prompt: that is pruned here, or was in an earlier pass of the conversation.
+        prefill: whether this pass prunes.
+        cache: as the blocks get it: the model may make it between its base and its decoder.
+        taps: hooks for the length of this pass.
+        captured: by layer, projections of the block before the stage there.
+        embedded: what entered block 0, until the last stage is over.
+        held: by what blocks see of the conversation (`view_layers`), as are masks and rotary tables.
+        flags: whether parts kept their word, asked at the end with one sync.
+        answering: of prompts that end with their picture, the layer where the last token was dropped. The answer is
+            read from it: it goes on to the end of this pass, as the columns of text do, and only then out of sight.
+        as_unpruned: whether blocks need nothing that the model does not make by itself, unless it finds a mask to make.
+    """
+
+    pipeline: Pipeline
+    given: Given | None
+    prompt: Prompt
+    prefill: bool = False
+    cache: Any = None
+    taps: Taps | None = None
+    captured: dict[int, dict[str, Float[Tensor, "b k *w"]]] = field(default_factory=dict)
+    embedded: Float[Tensor, "b k d"] | None = None
+    held: dict[ViewLayers, Held] = field(default_factory=dict)
+    masks: dict[ViewLayers, Mask] = field(default_factory=dict)
+    rotary: dict[ViewLayers, RotaryTables] = field(default_factory=dict)
+    flags: list[guard.Flag] = field(default_factory=list)
+    answering: Mapping[int, int] = field(default_factory=dict)
+    as_unpruned: bool = False
