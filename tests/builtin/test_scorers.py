@@ -378,7 +378,7 @@ def test_embeddings_are_let_go_after_the_last_stage() -> None:
     with torch.no_grad(), tokenprune.prune(model("llava"), {"prune": [a_pass(Reader(into), 2, 3)]}):
         model("llava")(**inputs("llava", ONE))
     with pytest.raises(AssertionError):
-        into[0][0].embedded()
+        into[0][0].source.embeddings()
     with pytest.raises(ScorerError, match="no embeddings"):
         Seen.of(keep=1, hidden=rand(3, 4)).embeddings  # noqa: B018
 

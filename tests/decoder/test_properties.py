@@ -132,7 +132,7 @@ def test_random_overrides_never_give_a_traceback(key: list[str], value: Any) -> 
 def test_stages_go_down(recipe: dict[str, Any], counts: list[int]) -> None:
     """Layers ascend, counts never grow, each stage drops something, and it starts where the one before ended."""
     left = tuple(counts)
-    stages = plan_stages(load(recipe), DEPTH, counts, None)
+    stages = plan_stages(load(recipe), DEPTH, counts, {})
     assert list(stages) == sorted(stages)
     for stage in stages.values():
         assert stage.before == left

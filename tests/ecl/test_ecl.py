@@ -262,7 +262,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
         calls.append(measure(*args, **kwargs))
         return calls[-1]
 
-    monkeypatch.setattr(ecl, "layer_entropies", counted)
+    monkeypatch.setattr("tokenprune.ecl.fact.layer_entropies", counted)
     return calls
 
 
@@ -295,7 +295,7 @@ def test_a_model_without_a_collapse_is_told_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is pruned at the steepest drop all the same."""
-    monkeypatch.setattr(ecl, "layer_entropies", lambda *args, **kwargs: [1.0, 1.2, 1.1, 1.3, 1.4, 1.5])
+    monkeypatch.setattr("tokenprune.ecl.fact.layer_entropies", lambda *args, **kwargs: [1.0, 1.2, 1.1, 1.3, 1.4, 1.5])
     lm = fresh()
     with tokenprune.prune(lm, BY_ECL) as pruning:
         generate(lm)

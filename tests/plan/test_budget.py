@@ -305,11 +305,11 @@ OURS = [name for name, entry in registry().entries["recipe"].items() if entry.di
 def test_every_recipe_meets_one_budget(name: str, budget: Any) -> None:
     """On LLaVA-1.5's shape, in a batch of unequal prompts as alone."""
     recipe, counts = load(name), [576, 0, 1152, 577]
-    stages = plan_stages(recipe, 32, counts, 2, budget)
+    stages = plan_stages(recipe, 32, counts, {"ecl": 2}, budget)
     for row, visual in enumerate(counts):
         plan = {layer: stage.kept[row] for layer, stage in stages.items()}
         assert abs(mean(plan, 32, visual) - tokens(budget, visual)) <= Fraction(1, 2)
-        alone = plan_stages(recipe, 32, [visual], 2, budget)
+        alone = plan_stages(recipe, 32, [visual], {"ecl": 2}, budget)
         assert per_block({layer: stage.kept[0] for layer, stage in alone.items()}, 32, visual) == per_block(
             plan, 32, visual
         )
@@ -317,7 +317,7 @@ def test_every_recipe_meets_one_budget(name: str, budget: Any) -> None:
 
 
 def test_all_passes_scale_by_the_same_factor() -> None:
-    stages = plan_stages(load("divprune-random"), 32, [576], None, 96)
+    stages = plan_stages(load("divprune-random"), 32, [576], {}, 96)
     assert {layer: (type(stage.step.scorer).__name__, stage.kept) for layer, stage in stages.items()} == {
         0: ("Diversity", (142,)),
         20: ("Random", (19,)),

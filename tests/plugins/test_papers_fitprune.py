@@ -42,7 +42,7 @@ def test_it_ranks_by_cross_times_self(seed: int, heads: str, kind: str, monkeypa
 def test_presets_are_the_released_tables(preset: str, deleted: list[int]) -> None:
     """What layer l deletes is gone from block l + 1 on; the savings are the promised ones."""
     assert len(deleted) == 32
-    stages = plan_stages(load(f"fitprune@{preset}"), 32, [576], None)
+    stages = plan_stages(load(f"fitprune@{preset}"), 32, [576], {})
     plan = {layer: stage.kept[0] for layer, stage in stages.items()}
     sizes = SHAPES["llava-1.5-7b"]
     assert sizes.tokens(plan, 576) == [576 - sum(deleted[:block]) for block in range(32)]

@@ -155,8 +155,8 @@ def test_holes_of_a_tower_do_not_rate() -> None:
     seen = prompt.seen(5)
     states, shown = seen.embeddings, seen.shown
     holed = torch.cat([states, torch.full((2, states.shape[1]), float("nan"))])[[*range(3), -1, -2, *range(3, 51)]]
-    object.__setattr__(seen, "embedded", lambda: (holed, torch.cat([torch.tensor([3, 4]), shown + 2])))
-    del seen.__dict__["_embedded"]
+    source = replace(seen.source, entered=(holed, torch.cat([torch.tensor([3, 4]), shown + 2])))
+    seen = replace(seen, source=source)
     assert order(SparseVLM(recycle=False).score(seen), 40) == expected
 
 

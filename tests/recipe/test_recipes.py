@@ -45,7 +45,7 @@ def test_presets_are_the_numbers_they_promise(recipe: str) -> None:
     geometry = SHAPES["llava-1.5-7b"]
     for preset in presets(recipe):
         visual = 576 if not preset.isdecimal() or int(preset) < 576 else 2880  # presets for LLaVA-NeXT
-        tokens = geometry.tokens(plan_whole(load(f"{recipe}@{preset}"), geometry, visual, 2), visual)
+        tokens = geometry.tokens(plan_whole(load(f"{recipe}@{preset}"), geometry, visual, {"ecl": 2}), visual)
         otherwise = OTHERWISE.get(recipe, {}).get(preset)
         average = pytest.approx(float(preset), abs=1) if otherwise is None else pytest.approx(otherwise, abs=0.1)
         assert sum(tokens) / 32 == average

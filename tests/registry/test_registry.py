@@ -47,13 +47,21 @@ def tokenprune_scorers():
 HALF_BROKEN = (
     HEAD
     + """
+from dataclasses import dataclass
+from tokenprune import Merger
+
+@dataclass(frozen=True)
+class Mine(Merger):
+    def merge(self, hidden, kept, seen):
+        return hidden
+
 @hookimpl
 def tokenprune_scorers():
     raise RuntimeError("no luck")
 
 @hookimpl
 def tokenprune_mergers():
-    return {"still-there": lambda hidden, kept, seen: hidden}
+    return {"still-there": Mine}
 """
 )
 

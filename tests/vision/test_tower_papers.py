@@ -248,7 +248,7 @@ def check_contextual() -> None:
     for case in map(Case, range(CASES)):
         score = visionzip.VisionZip().score(case.seen())
         kept = torch.tensor(chosen(score, case.keep))
-        merged = mergers.contextual(torch.tensor(case.hidden), kept, replace(case.seen(), scores=score))
+        merged = mergers.Contextual().merge(torch.tensor(case.hidden), kept, replace(case.seen(), scores=score))
         np.testing.assert_allclose(merged[kept], slow_contextual(case)[kept.tolist()], atol=1e-5)
 
 
@@ -267,7 +267,7 @@ def check_prumerge() -> None:
 def check_neighbours() -> None:
     for case in map(Case, range(CASES)):
         kept = slow_prumerge(case, Fraction(3, 4))
-        merged = mergers.neighbours(torch.tensor(case.hidden), torch.tensor(kept), case.seen())
+        merged = mergers.Neighbours().merge(torch.tensor(case.hidden), torch.tensor(kept), case.seen())
         np.testing.assert_allclose(merged, slow_neighbours(case, kept), atol=1e-5)
 
 
@@ -311,7 +311,7 @@ def check_neighbours_released() -> None:
         kept = sorted(np.argsort(-given.attention, kind="stable")[: len(given) // 4].tolist())
         joined = np.concatenate(list(given.heads), axis=1)
         wanted = prumerge_merged(given.rows, joined, given.attention, kept)
-        merged = mergers.neighbours(torch.tensor(given.rows), torch.tensor(kept), shown(given, len(kept)))
+        merged = mergers.Neighbours().merge(torch.tensor(given.rows), torch.tensor(kept), shown(given, len(kept)))
         np.testing.assert_allclose(merged[kept], wanted, atol=1e-9)
 
 
@@ -359,7 +359,7 @@ MUTANTS: list[tuple[str, Any, str, Any]] = [
     ("contextual", mergers, "unit", lambda rows: rows),
     ("vispruner", vispruner, "ROUND", 7),
     ("prumerge", prumerge, "rest", lambda m, taken: torch.arange(m)[: m - len(taken)]),
-    ("neighbours", mergers, "NEIGHBOURS", 31),
+    ("neighbours", mergers.Neighbours.__init__, "__defaults__", (31,)),
     ("neighbours, released", Vision, "keys", lambda self, block, heads="mean": self.read("keys", block)),
     ("cdpruner", cdpruner, "rescaled", lambda relevance: relevance),
     ("hiprune", hiprune, "best", lambda score, keep: score.flip(0).argsort(descending=True)[:keep]),

@@ -31,11 +31,13 @@ class PromptOwner:
     fixed: Mapping[ViewLayers, tuple[Tensor, Tensor | None]]
     """Of a static cache: `Prompt.in_static_cache`."""
     first_pruned: int | None
-    """`Prompt.first_pruned`: asked in code that torch.compile traces."""
+    """`Prompt.first_pruned`. This and `missing` are asked in code that torch.compile traces."""
+    missing: int
+    """`Prompt.missing`."""
     active: bool = False  # by a pruning block, for the length of a pass
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        if self.prompt is not None and self.prompt.pruned and not self.active:
+        if self.first_pruned is not None and not self.active:
             raise PromptError(
                 "this cache was pruned, and no pruning block follows this pass: go on inside `with tokenprune.prune("
                 "model, recipe)`, where any recipe will do, or start from an empty cache"
@@ -44,7 +46,7 @@ class PromptOwner:
 
     def get_seq_length(self) -> int:
         physical = self.physical_length()
-        return physical if self.prompt is None else physical + self.prompt.missing
+        return physical + self.missing
 
     def physical_length(self) -> int:
         return super().get_seq_length()  # type: ignore[misc]
@@ -92,6 +94,7 @@ class PromptOwner:
     def own(self, prompt: Prompt | None) -> None:
         self.prompt, self.fixed = prompt, {}
         self.first_pruned = None if prompt is None else prompt.first_pruned
+        self.missing = 0 if prompt is None else prompt.missing
         if prompt is not None and self.is_compileable:
             self.fixed = prompt.in_static_cache(self.max_cache_len, self.keys.device)
 
