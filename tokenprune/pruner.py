@@ -63,6 +63,7 @@ class Pruner:
         self.state: Prompt | None = None  # the last prompt batch
         self._hooks = ExitStack()
         self._blocks = BlockHooks(self.anatomy.blocks, self._before_block)
+        self._compiled = _is_compiled(self.anatomy)
         self._attached = False
         self._running: dict[ForwardPass, threading.Thread] = {}  # passes, and who runs them
         self._idle = threading.Condition()  # guards these two and the hooks
@@ -205,8 +206,8 @@ class Pruner:
 
     def _hook(self, made: ForwardPass, given: Given, compiled: bool) -> None:
         """Hook the blocks that this pass needs, and in a prefill what its stages look at."""
-        compiled = compiled or caches.room(made.cache) is not None or _is_compiled(self.anatomy)
         if made.prefill:
+            self._compiled = _is_compiled(self.anatomy)
             made.taps = Taps(lambda: self.live.forward is made)
             forward.capture(made)
             first = 0 if self.pipeline.vision is not None else min(map(_block, made.prompt.stages), default=None)
@@ -216,6 +217,7 @@ class Pruner:
             first = made.prompt.first_pruned
         if first is None:
             return
+        compiled = compiled or self._compiled or caches.room(made.cache) is not None
         step = not made.prefill and given.width == 1
         made.as_unpruned = step and not compiled and made.prompt.plain
         if made.as_unpruned:

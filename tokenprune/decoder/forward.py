@@ -100,7 +100,7 @@ def before_block(
     entered = hidden
     if forward.prefill:
         vision = forward.pipeline.vision if number == 0 else None
-        if vision is not None or (number in forward.prompt.stages and not forward.masks):
+        if vision is not None or number == min(forward.prompt.stages, default=None):
             _check_blocks(forward, hidden, kwargs)
         if vision is not None:
             hidden = holes.remove_holes(forward, vision, hidden, kwargs)

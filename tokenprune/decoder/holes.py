@@ -36,6 +36,7 @@ def remove_holes(
     counts = stages[max(stages)].kept if stages else prompt.counts
     stages.update(forward.pipeline.stages(counts, before_vision=prompt.counts))
     forward.prompt = prompt.after_vision(stages, views)
+    forward.until = 0
     if max(stages, default=-1) >= 0:
         forward.embedded = hidden.masked_fill((gone < vision.depth)[..., None], 0)
     if local is None:

@@ -43,6 +43,7 @@ def prune(
     gone = [n - kept - (row in answering) for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True))]
     narrowed, local = view.narrow(keep, [length - few for length, few in zip(view.lengths, gone, strict=True)])
     forward.prompt = prompt.after(layer, narrowed, _scores(prompt, view, at, selected))
+    forward.until = 0
     forward.captured.pop(layer, None)
     if layer == max(prompt.stages):
         forward.embedded = None

@@ -81,7 +81,9 @@ class ForwardPass:
         taps: hooks for the length of this pass.
         captured: by layer, projections of the block before the stage there.
         embedded: what entered block 0, until the last stage is over.
-        held: by what blocks see of the conversation (`view_layers`), as are masks and rotary tables.
+        held: by what blocks see of the conversation (`view_layers`), as are rotary tables.
+        until: the next stage of the conversation: blocks before it get the same arguments.
+        changed: those that pruning makes, for these blocks; None leaves them.
         flags: whether parts kept their word, asked at the end with one sync.
         answering: of prompts that end with their picture, the layer where the last token was dropped. The answer is
             read from it: it goes on to the end of this pass, as the columns of text do, and only then out of sight.
@@ -97,8 +99,9 @@ class ForwardPass:
     captured: dict[int, dict[str, Float[Tensor, "b k *w"]]] = field(default_factory=dict)
     embedded: Float[Tensor, "b k d"] | None = None
     held: dict[ViewLayers, Held] = field(default_factory=dict)
-    masks: dict[ViewLayers, Mask] = field(default_factory=dict)
     rotary: dict[ViewLayers, RotaryTables] = field(default_factory=dict)
+    until: int = 0
+    changed: Mapping[str, Any] | None = None
     flags: list[guard.Flag] = field(default_factory=list)
     answering: Mapping[int, int] = field(default_factory=dict)
     as_unpruned: bool = False

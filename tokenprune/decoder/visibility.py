@@ -25,23 +25,27 @@ from .run import ForwardPass, Held, Mask
 
 def arguments(
     forward: ForwardPass, block: int, hidden: Float[Tensor, "b k d"], kwargs: Mapping[str, Any]
-) -> dict[str, Any] | None:
+) -> Mapping[str, Any] | None:
     """A block's arguments with what it sees and nothing else; None where that is all there is.
 
-    position_ids stay away from the blocks: flash attention would read their gaps as packed sequences.
+    The same for every block up to the next stage. position_ids stay away from the blocks: flash attention would read
+    their gaps as packed sequences.
     """
+    if block >= forward.until:
+        forward.until = forward.prompt.next_stage(block, forward.pipeline.anatomy.depth)
+        forward.changed = _changed(forward, block, hidden, kwargs)
+    return None if forward.changed is None else {**kwargs, **forward.changed}
+
+
+def _changed(
+    forward: ForwardPass, block: int, hidden: Float[Tensor, "b k d"], kwargs: Mapping[str, Any]
+) -> dict[str, Any] | None:
     layers = forward.prompt.view_layers(block)
     if not any(layer is not None for layer in layers):
         return None
-    if layers not in forward.masks:
-        forward.masks[layers] = mask(forward, block, hidden)
-        forward.rotary[layers] = rotary(forward, block, hidden, kwargs)
-    return {
-        **kwargs,
-        "attention_mask": forward.masks[layers],
-        "position_embeddings": forward.rotary[layers],
-        "position_ids": None,
-    }
+    made = rotary(forward, block, hidden, kwargs) if layers not in forward.rotary else forward.rotary[layers]
+    forward.rotary[layers] = made
+    return {"attention_mask": mask(forward, block, hidden), "position_embeddings": made, "position_ids": None}
 
 
 def held(forward: ForwardPass, block: int, device: torch.device) -> Held:

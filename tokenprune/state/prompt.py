@@ -216,6 +216,11 @@ class Prompt:
         """`view_layer` of every prompt of the conversation."""
         return tuple(prompt.view_layer(block) for prompt in self.conversation())
 
+    def next_stage(self, block: int, depth: int) -> int:
+        """The first block after this one that sees another view of the conversation, or `depth`."""
+        later = [layer for prompt in self.conversation() for layer in prompt.views if layer > block]
+        return min(later) if later else depth
+
     def renumbered(self, block: int) -> bool:
         """Whether this block sees positions that were numbered anew."""
         return any(prompt.renumbered_at(block) is not None for prompt in self.conversation())
