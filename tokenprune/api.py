@@ -103,13 +103,13 @@ class Pruning:
             text = self._text(processor, prompt) if question is None else question
             asked = {"Prompt" if question is None else "Question": text, "Answer": answer}
             told = {name: each for name, each in asked.items() if each is not None}
-            title = f"{self._pruner.pipeline.recipe.name} on {self._pruner.anatomy.config.model_type}"
+            title = f"{self._pruner.recipe.name} on {self._pruner.anatomy.config.model_type}"
             outputs.write(Path(html), page.render(title, made, figures, told, self._made_by()))
         return made
 
     def _text(self, processor: Any, prompt: int) -> str | None:
         """A prompt without its visual tokens, as text, or None if nothing here can read it."""
-        processor = self._pruner.pipeline.processor if processor is None else processor
+        processor = self._pruner.processor if processor is None else processor
         reader = getattr(processor, "tokenizer", processor)
         state = self.state
         if state is None or not hasattr(reader, "decode"):
@@ -180,7 +180,7 @@ class Pruning:
             drawn[view.index[prompt][view.valid[prompt]].cpu()] = True
         else:
             drawn = ~heat.isnan()
-        processor = self._pruner.pipeline.processor if processor is None else processor
+        processor = self._pruner.processor if processor is None else processor
         return drawing.draw(self._pruner.anatomy.adapter, processor, shown, place, drawn, heat)
 
 

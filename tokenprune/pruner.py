@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,18 +16,14 @@ import torch
 from torch import nn
 
 from .amounts import Budget
-from .decoder import facts, forward, inputs, visibility
+from .decoder import forward, inputs, visibility
 from .decoder.inputs import Given
-from .decoder.run import ForwardPass, Pipeline
-from .errors import AlreadyPrunedError, BudgetError, UnsupportedModelError
-from .model import ranks
+from .decoder.pipeline import Pipeline, assemble
+from .decoder.run import ForwardPass
+from .errors import AlreadyPrunedError
 from .model.anatomy import Anatomy
-from .model.ranks import Ranks
 from .model.taps import BlockHooks, Live, Taps
 from .parts.adapter import Adapter
-from .parts.scheduler import PlanInput
-from .parts.vision import VisionAdapter
-from .plan.stages import Stage, plan, plan_vision
 from .recipe import Recipe
 from .state import cache as caches
 from .state.prompt import Prompt
@@ -58,7 +54,8 @@ class Pruner:
         processor: Any = None,
     ) -> None:
         self.anatomy = Anatomy.of(model, adapter)
-        self.pipeline = Pipeline(self.anatomy, recipe, budget, Ranks.of(model), processor)
+        self.recipe, self.budget, self.processor = recipe, budget, processor
+        self._pipeline: Pipeline | None = None
         self.live = Live()
         self.state: Prompt | None = None  # the last prompt batch
         self._hooks = ExitStack()
@@ -78,20 +75,13 @@ class Pruner:
             UnsupportedModelError: its decoder does something pruning cannot follow.
             LayerError: the recipe names a layer the model does not have, or a block that its vision tower does not.
         """
-        anatomy, pipeline = self.anatomy, self.pipeline
-        _refuse(anatomy, pipeline.ranks)
-        facts.look_up(pipeline)
-        _check_layers(pipeline)
-        recorder, vision = self._recorder(), self._vision()
-        self.pipeline = pipeline = Pipeline(
-            anatomy, pipeline.recipe, pipeline.budget, pipeline.ranks, pipeline.processor, vision, recorder,
-            pipeline.facts,
-        )  # fmt: skip
+        _refuse_twice(self.anatomy)
+        self._pipeline = assemble(self.anatomy, self.recipe, self.budget, self.processor, self.live)
+        anatomy = self.anatomy
         with ExitStack() as undo:
             undo.callback(self._hooks.close)
-            for part in (recorder, vision):
-                if part is not None:
-                    part.attach(self._add)
+            for part in self._wings():
+                part.attach(self._add)
             for outer in anatomy.model.modules():
                 if any(part is anatomy.base for part in outer.children()):
                     self._add(outer.register_forward_pre_hook(self._before_outer, with_kwargs=True))
@@ -103,41 +93,16 @@ class Pruner:
         self._attached = True
         return self
 
-    def _recorder(self) -> Recorder | None:
-        """For the vision tower's blocks that scorers and mergers read; None if they read none."""
-        steps = self.pipeline.recipe.decoder_passes
-        wanted = [block for step in steps for block in step.reads_blocks]
-        if not wanted:
-            return None
-        adapter = self._vision_adapter(
-            "reads states of the vision tower", ", or use a scorer of hidden states such as diversity"
-        )
-        return Recorder(adapter, self.anatomy.base, self.anatomy.config, wanted)
+    @property
+    def pipeline(self) -> Pipeline:
+        """The recipe on this model, from the first `attach` on."""
+        assert self._pipeline is not None
+        return self._pipeline
 
-    def _vision(self) -> VisionPruner | None:
-        """For passes inside the vision tower; None if the recipe has none."""
-        pipeline, anatomy = self.pipeline, self.anatomy
-        recipe = pipeline.recipe
-        if not recipe.vision_passes:
-            return None
-
-        def stages(depth: int, counts: Sequence[int]) -> dict[int, Stage]:
-            return plan_vision(recipe, depth, anatomy.depth, counts, pipeline.facts, pipeline.budget)
-
-        adapter = self._vision_adapter("prunes inside the vision tower")
-        made = VisionPruner(adapter, anatomy.base, anatomy.config, recipe.vision_passes, stages)
-        stages(made.depth, [])  # a budget of tokens
-        plan_vision(recipe, made.depth, anatomy.depth, [1], {})  # a layer that is not there
-        return made
-
-    def _vision_adapter(self, does: str, instead: str = "") -> VisionAdapter:
-        found = self.anatomy.adapter.vision_adapter()
-        if found is None:
-            raise UnsupportedModelError(
-                f"the recipe {does}, and the adapter for {self.anatomy.config.model_type} does not know that tower: "
-                f"give it a `vision_adapter`{instead}"
-            )
-        return found
+    def _wings(self) -> list[VisionPruner | Recorder]:
+        """What hooks vision towers."""
+        parts = () if self._pipeline is None else (self._pipeline.recorder, self._pipeline.vision)
+        return [part for part in parts if part is not None]
 
     def remove(self) -> None:
         """Take every hook out, when passes that run in other threads are through.
@@ -155,9 +120,8 @@ class Pruner:
                     _close(self._running.popitem()[0])
                 self._hooks.close()
                 self._blocks.close()
-                for part in (self.pipeline.recorder, self.pipeline.vision):
-                    if part is not None:
-                        part.close()
+                for part in self._wings():
+                    part.close()
                 torch.compiler.reset()
 
     def _add(self, handle: Any) -> None:
@@ -313,27 +277,13 @@ def _close(made: ForwardPass) -> None:
         caches.mark_active(made.given.cache, False)
 
 
-def _refuse(anatomy: Anatomy, shared: Ranks) -> None:
-    """Raise AlreadyPrunedError, or UnsupportedModelError for what pruning cannot follow whatever the prompt."""
+def _refuse_twice(anatomy: Anatomy) -> None:
+    """Raise AlreadyPrunedError if another block has its hooks here."""
     if any(isinstance(getattr(hook, "__self__", None), Pruner) for hook in anatomy.base._forward_pre_hooks.values()):
         raise AlreadyPrunedError(
             "this model is already being pruned: leave the other block (or call its handle's remove()) first, or "
             "write both steps as passes of one recipe"
         )
-    reason = anatomy.adapter.refuse(anatomy.config) or ranks.refuse(anatomy, shared)
-    parts = (part for block in anatomy.blocks for part in block.modules())
-    if not all(getattr(part, "is_causal", True) for part in (anatomy.text, *parts)):
-        reason = reason or inputs.BOTH_WAYS
-    if reason:
-        raise UnsupportedModelError(f"this {anatomy.config.model_type} model cannot be pruned: {reason}")
-
-
-def _check_layers(pipeline: Pipeline) -> None:
-    """Raise LayerError for layers that the decoder does not have, as far as the facts about them are known."""
-    for step in pipeline.recipe.decoder_passes:
-        if all(name in pipeline.facts for name in step.schedule.needs):
-            with suppress(BudgetError):  # depends on the prompt: said at its prefill
-                plan(step, PlanInput(pipeline.anatomy.depth, visual=1, facts=pipeline.facts))
 
 
 def _is_compiled(anatomy: Anatomy) -> bool:

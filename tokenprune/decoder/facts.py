@@ -12,29 +12,10 @@ from torch import Tensor
 from ..errors import LayerError
 from ..model import ranks
 from ..parts.fact import Fact, Sample
-from ..recipe import Recipe
-from ..registry import registry
 from .inputs import Given
-from .run import Pipeline
+from .pipeline import Pipeline, needed
 
 log = logging.getLogger("tokenprune")
-
-
-def needed(recipe: Recipe) -> list[str]:
-    """Names of the facts that a recipe's schedules need."""
-    return sorted({name for step in recipe.decoder_passes for name in step.schedule.needs})
-
-
-def look_up(pipeline: Pipeline) -> None:
-    """What is known of the model, before any pass. Raises UnsupportedModelError if the rest cannot be measured."""
-    anatomy = pipeline.anatomy
-    for name in needed(pipeline.recipe):
-        fact = _fact(name)
-        found = pipeline.ranks.same(fact.known(anatomy.model, anatomy.adapter))
-        if found is None:
-            ranks.check_extra_pass(anatomy.model, fact.about)  # and when it is measured: weights may be sharded later
-        else:
-            pipeline.facts[name] = found
 
 
 def learn(pipeline: Pipeline, given: Given, visual: Bool[Tensor, "b s"]) -> None:
@@ -44,9 +25,9 @@ def learn(pipeline: Pipeline, given: Given, visual: Bool[Tensor, "b s"]) -> None
         LayerError: passes inside the vision tower have thinned the pictures out.
         UnsupportedModelError: weights are sharded, so that no rank can run a pass of its own.
     """
-    for name in needed(pipeline.recipe):
+    for name, fact in needed(pipeline.recipe).items():
         if name not in pipeline.facts:
-            pipeline.facts[name] = pipeline.ranks.same(_measured(pipeline, _fact(name), given, visual))
+            pipeline.facts[name] = pipeline.ranks.same(_measured(pipeline, fact, given, visual))
 
 
 def _measured(pipeline: Pipeline, fact: Fact, given: Given, visual: Bool[Tensor, "b s"]) -> Any:
@@ -67,8 +48,3 @@ def _measured(pipeline: Pipeline, fact: Fact, given: Given, visual: Bool[Tensor,
         f"remembered in {path}" if path else "not remembered (cache not writable, or weights offloaded)",
     )
     return fact.planned(value)
-
-
-def _fact(name: str) -> Fact:
-    fact: Fact = registry().get("fact", name)()
-    return fact

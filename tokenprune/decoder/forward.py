@@ -24,7 +24,8 @@ from ..state import cache as caches
 from ..state.prompt import Prompt
 from . import facts, holes, inputs, narrow, visibility
 from .inputs import Given
-from .run import ForwardPass, Pipeline
+from .pipeline import Pipeline
+from .run import ForwardPass
 
 
 def before_model(pipeline: Pipeline, given: Given) -> ForwardPass:

@@ -15,12 +15,9 @@ from ..model.anatomy import Anatomy
 from ..state import cache as caches
 from ..state.prompt import Prompt
 from ..state.view import View
+from .pipeline import BOTH_WAYS
 
 PACKED = "several prompts share one row (continuous batching, padding-free training); give each prompt a row of its own"
-BOTH_WAYS = (
-    "its decoder attends in both directions (is_causal is False), and pruning hides dropped tokens with causal masks; "
-    "take is_causal back"
-)
 NO_IDS = (
     "it needs input_ids to see which columns are visual, got inputs_embeds without a row that is the embedding of a "
     "placeholder; pass input_ids, or such embeddings together with the pictures"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,50 +10,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from ..amounts import Budget
-from ..model.anatomy import Anatomy
-from ..model.ranks import Ranks
 from ..model.taps import Taps
 from ..parts import guard
 from ..parts.adapter import RotaryTables
-from ..plan.stages import Stage, plan_stages
-from ..recipe import Recipe
 from ..state.prompt import Prompt, ViewLayers
-from ..vision.forward import VisionPruner
-from ..vision.recorder import Recorder
 from .inputs import Given
+from .pipeline import Pipeline
 
 Mask = Tensor | BlockMask | None
 """A causal mask in the form that the attention backend wants."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pipeline:
-    """A recipe on a model: what all of its forward passes share.
-
-    Attributes:
-        anatomy: of the model.
-        recipe: to follow.
-        budget: that scales the recipe's keeps.
-        ranks: that share the model's heads.
-        processor: reads the question as text; may be a tokenizer.
-        vision: passes inside the vision tower; None if the recipe has none.
-        recorder: of vision tower states that scorers and mergers read; None if they read none.
-        facts: about the model that schedules need, as far as they are known.
-    """
-
-    anatomy: Anatomy
-    recipe: Recipe
-    budget: Budget | None
-    ranks: Ranks
-    processor: Any = None
-    vision: VisionPruner | None = None
-    recorder: Recorder | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def stages(self, counts: Sequence[int], before_vision: Sequence[int] | None = None) -> dict[int, Stage]:
-        """Of prompts with so many visual tokens, which were more `before_vision`. Raises what `plan_stages` raises."""
-        return plan_stages(self.recipe, self.anatomy.depth, counts, self.facts, self.budget, before_vision)
 
 
 class Held(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
@@ -16,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import ops
-from ..model import ranks as parallel
+from ..model.ranks import Ranks
+from ..model.taps import Taps
 from ..parts.adapter import Adapter
 
 
@@ -71,7 +73,7 @@ def layer_spectra(
     visual: Callable[[], Bool[Tensor, "b s"]],
     run: Callable[[], object],
     states: Sequence[str] = ("queries", "keys"),
-    ranks: parallel.Ranks | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, list[Float[Tensor, "e"]]]:
     """Eigenvalues of the visual tokens' states in every block, ascending, while `run()` does one prefill.
 
@@ -88,7 +90,7 @@ def layer_spectra(
     found: dict[str, list[Tensor]] = {name: [] for name in states}
     blocks = adapter.blocks(decoder)
 
-    def measure(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def measure(name: str, output: Tensor) -> None:
         row, columns = where()
         mine = output[row, columns.to(output.device)]
         if ranks is not None:
@@ -96,11 +98,11 @@ def layer_spectra(
             mine = rearrange(heads, "h n dh -> n (h dh)")
         found[name].append(ops.layer_spectrum(mine).cpu())
 
-    with ExitStack() as hooks:
+    thread = threading.get_ident()
+    with closing(Taps(lambda: threading.get_ident() == thread)) as taps:
         for block in blocks:
             for name in states:
-                module = adapter.attention(block).modules[name]
-                hooks.callback(module.register_forward_hook(partial(measure, name)).remove)
+                taps.after(adapter.attention(block).modules[name], partial(measure, name))
         run()
     return found
 
@@ -111,7 +113,7 @@ def layer_entropies(
     visual: Callable[[], Bool[Tensor, "b s"]],
     run: Callable[[], object],
     states: str = "queries",
-    ranks: parallel.Ranks | None = None,
+    ranks: Ranks | None = None,
 ) -> list[float]:
     """Matrix entropy of the visual tokens' states in every block, in nats; arguments as in `layer_spectra`."""
     spectra = layer_spectra(adapter, decoder, visual, run, (states,), ranks)[states]
