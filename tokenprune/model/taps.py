@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
+
+
+class Live(threading.local):
+    """What runs in this thread. Hooks of runs in other threads see nothing of it.
+
+    The pruner makes one and shares it with its parts for the vision tower. Each field has one owner, which sets it and
+    asks what it finds there whether it is its own.
+
+    Attributes:
+        encoding: of pictures, by a tower with passes inside it (`vision/forward.py`).
+        recording: of the tower's states, while the tower runs (`vision/recorder.py`).
+        landing: gives the recording whose rows the projector gets next, or None where nobody keeps it any more.
+    """
+
+    encoding: object | None = None
+    recording: object | None = None
+    landing: Callable[[], object | None] | None = None
 
 
 class Taps:
@@ -46,5 +64,10 @@ class Taps:
         self._handles.callback(last)
 
     def close(self) -> None:
-        """Take the hooks out; doing it twice is fine."""
+        """Take the hooks out and let go of the run, which may own these taps; doing it twice is fine."""
         self._handles.close()
+        self._active = _over
+
+
+def _over() -> bool:
+    return False
