@@ -2,7 +2,7 @@
 
 One encoding, in order of its hooks: `before_tower` taps the blocks that the tower has now; `before_block` plans, prunes
 where a stage is (`stage.py`) and lets the block see the rows that are left; `before_projector` prunes once more, as the
-projector counts as the last block; `after_projector` gives the rows their old places back, with holes between them
+projector counts as the last block; `after_projector` puts the rows back where they were, with holes between them
 (`holes.py`); `after_tower` ends it. Before decoder block 0, `read` asks the holes what went where.
 
 The projector runs at the end of the tower's forward (Qwen) or right after it (LLaVA). So an encoding is over for its
@@ -99,6 +99,7 @@ class VisionPruner:
         for number, block in enumerate(self.adapter.blocks(tower)[: self.depth - 1]):
             taps.before(block, partial(self.before_block, encoding, number, block))
 
+    @torch.compiler.disable
     def before_block(self, encoding: Encoding, number: int, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Prune if a stage is here; then let the block see what is left and nothing else."""
         hidden = args[0]
@@ -127,7 +128,7 @@ class VisionPruner:
 
     @torch.compiler.disable
     def after_projector(self, projector: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        """Every row back at its old place, and holes between them."""
+        """Every row back where it was, and holes between them."""
         encoding = self.encoding
         if encoding is None or encoding.landed.known:
             return None

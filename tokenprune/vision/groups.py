@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import PromptError
@@ -45,14 +45,6 @@ class Group:
     @property
     def left(self) -> int:
         return self.slots.shape[1]
-
-    def take(self, chosen: Int[Tensor, "u k"]) -> Group:
-        """The group with these of its slots (counted in those left) only."""
-        return replace(self, slots=self.slots.gather(1, chosen), sizes=self.sizes.gather(1, chosen))
-
-    def blame(self, code: int, pictures: Bool[Tensor, "u"]) -> Group:
-        """The group with this fault noted of these pictures, unless one was before."""
-        return replace(self, fault=torch.where((self.fault == 0) & pictures, code, self.fault))
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +96,7 @@ class Survivors:
     @cached_property
     def sizes_of_rows(self) -> Float[Tensor, "r"]:
         """How many tokens each row that is left stands for."""
-        rows = torch.cat([place.flatten() for place in self.rows_of_slots])
+        rows = torch.cat([slots.flatten() for slots in self.rows_of_slots])
         sizes = torch.cat([group.sizes.repeat_interleave(self.unit, 1).flatten() for group in self.groups])
         return torch.empty_like(sizes).index_copy(0, rows, sizes)
 

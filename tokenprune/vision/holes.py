@@ -58,11 +58,11 @@ class HoleCode:
 
     def number(self, layer: int, step: Pass, fault: str | None = None) -> int:
         """One number: before which layer a token went, by which pass, and what its scorer did wrong."""
-        place = next(i for i, other in enumerate(self.passes) if other is step)
-        return (layer * len(self.passes) + place) * len(FAULTS) + FAULTS.index(fault)
+        index = next(i for i, other in enumerate(self.passes) if other is step)
+        return (layer * len(self.passes) + index) * len(FAULTS) + FAULTS.index(fault)
 
     def parts(self, number: Number) -> tuple[Number, Number, Number]:
-        """Of such a number, the layer, the pass's place among the passes, and the fault's among `FAULTS`."""
+        """Of such a number, the layer, the pass's index among the passes, and the fault's among `FAULTS`."""
         stage, fault = number // len(FAULTS), number % len(FAULTS)
         return stage // len(self.passes), stage % len(self.passes), fault
 
@@ -73,7 +73,7 @@ def spell_scorer(step: Pass, layer: int) -> str:
 
 
 def with_holes(code: HoleCode, survivors: Survivors, rows: Float[Tensor, "*r d"]) -> Float[Tensor, "*s d"]:
-    """The projector's rows, one of each slot that is left, at the places of their slots, and holes between them.
+    """The projector's rows, one of each slot that is left, where their slots were, and holes between them.
 
     A picture whose scorer did something wrong is all holes. Only the device knows of it, and to ask would be a sync for
     each encoding; so, whatever the model crops, some hole of the picture reaches the prompt that shows it, and no other
@@ -104,7 +104,7 @@ class _Found:
         foreign: of another one.
         stray: rows with NaN that are no holes.
         layer: before which layer each token went; `depth` for those that are left.
-        step: the place of the pass that dropped it, 0 for those that are left.
+        step: the index of the pass that dropped it, 0 for those that are left.
         blamed: the highest number among holes that tell of a fault, or 0.
     """
 
@@ -170,17 +170,17 @@ def read(
         )
     prompts = len(hidden)
     kept = [tuple(numbers[prompts * layer : prompts * (layer + 1)]) for layer in range(code.depth)]
-    steps = [code.passes[place] for place in numbers[prompts * code.depth :]]
+    steps = [code.passes[index] for index in numbers[prompts * code.depth :]]
     return found.layer, list(zip(steps, kept, strict=True))
 
 
 def _fault(code: HoleCode, number: int) -> ScorerError:
-    layer, place, fault = code.parts(number)
-    return guard.broken(spell_scorer(code.passes[place], layer), str(FAULTS[fault]))
+    layer, index, fault = code.parts(number)
+    return guard.broken(spell_scorer(code.passes[index], layer), str(FAULTS[fault]))
 
 
 def _stray(code: HoleCode) -> PromptError:
-    passes = ", ".join(f"prune.{place}" for place in range(len(code.passes)))
+    passes = ", ".join(f"prune.{index}" for index in range(len(code.passes)))
     return PromptError(
         f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds NaN, or "
         "the adapter does not name all columns of visual tokens"

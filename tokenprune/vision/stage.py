@@ -33,7 +33,7 @@ class StageInput:
         code: what the holes of dropped tokens will say.
         states: of the block before by name, for every row that left it; None before the first block.
         state_rows: by group, the rows of each slot that is left, counted in those that left the block before.
-        grid: row and column of each slot, given its place among all that came.
+        grid: row and column of each slot, given its number among all that came.
     """
 
     layer: int
@@ -47,6 +47,10 @@ class StageInput:
     def scorer(self) -> VisionScorer:
         assert isinstance(self.stage.step.scorer, VisionScorer)  # `Pass` sees to it
         return self.stage.step.scorer
+
+    def number(self, fault: str | None = None) -> int:
+        """What holes say of this stage."""
+        return self.code.number(self.layer, self.stage.step, fault)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,28 +72,29 @@ class Choice:
 
 def prune(given: StageInput, survivors: Survivors, hidden: Float[Tensor, "*r d"]) -> tuple[Survivors, Tensor]:
     """What is left after a stage, and the rows of it, in order."""
-    cls, step = survivors.cls, given.stage.step
+    cls, dropped = survivors.cls, given.number()
     flat, codes, proportional = hidden.flatten(0, -2), survivors.codes, survivors.proportional
     groups, rows = [], []
-    for number, (group, place) in enumerate(zip(survivors.groups, survivors.rows_of_slots, strict=True)):
+    for number, (group, slot_rows) in enumerate(zip(survivors.groups, survivors.rows_of_slots, strict=True)):
         if given.stage.kept[number] < group.left - cls:  # else nothing goes, and no scorer is asked
-            came = survivors.slots_as_they_came[number]
-            tokens = flat[place[:, cls:]]  # u n m d
-            hidden_of_tokens = tokens.mean(2)
-            choice = choose(given, show(given, survivors, number, hidden_of_tokens), hidden_of_tokens)
+            came, sizes = survivors.slots_as_they_came[number], group.sizes
+            tokens = flat[slot_rows[:, cls:]]  # u n m d
+            mean = tokens.mean(2)
+            choice = choose(given, show(given, survivors, number, mean), mean)
             if choice.into is not None:
-                tokens, sizes = ops.fold(tokens, choice.into, group.sizes[:, cls:])
-                flat = flat.index_copy(0, place[:, cls:].flatten(), tokens.flatten(0, 2))
-                group = replace(group, sizes=torch.cat([group.sizes[:, :cls], sizes], 1))
+                tokens, folded = ops.fold(tokens, choice.into, sizes[:, cls:])
+                flat = flat.index_copy(0, slot_rows[:, cls:].flatten(), tokens.flatten(0, 2))
+                sizes = torch.cat([sizes[:, :cls], folded], 1)
                 proportional |= given.scorer.proportional
-            front = torch.arange(cls, device=place.device).expand(len(place), -1)
+            front = torch.arange(cls, device=slot_rows.device).expand(len(slot_rows), -1)
             kept = torch.cat([front, choice.kept + cls], 1)
-            codes = codes.index_fill(0, came.flatten(), given.code.number(given.layer, step))
-            codes = codes.index_fill(0, came.gather(1, kept).flatten(), LEFT)
-            group = _blamed(given, group, choice).take(kept)
-            place = place.gather(1, kept[..., None].expand(-1, -1, survivors.unit))
+            codes = codes.index_fill(0, came.flatten(), dropped)
+            codes = codes.index_fill_(0, came.gather(1, kept).flatten(), LEFT)
+            fault = _first_fault(given, group.fault, choice)
+            group = Group(group.members, group.slots.gather(1, kept), sizes.gather(1, kept), fault)
+            slot_rows = slot_rows.gather(1, kept[..., None].expand(-1, -1, survivors.unit))
         groups.append(group)
-        rows.append(place)
+        rows.append(slot_rows)
     left = replace(survivors, groups=tuple(groups), codes=codes, pruned=True, proportional=proportional)
     return left, flat[in_order(rows)].view(*hidden.shape[:-2], -1, hidden.shape[-1])
 
@@ -159,13 +164,15 @@ def _destinations(into: Int[Tensor, "u n"], kept: Int[Tensor, "u k"]) -> tuple[I
     return goes, (~stays.gather(1, goes) | ((there != into) & ~stays)).any(1)
 
 
-def _blamed(given: StageInput, group: Group, choice: Choice) -> Group:
-    """The group with what its scorer did wrong noted; NaN first, as whatever follows may follow from it."""
-    step = given.stage.step
-    group = group.blame(given.code.number(given.layer, step, guard.NAN), choice.nan)
+def _first_fault(given: StageInput, fault: Int[Tensor, "u"], choice: Choice) -> Int[Tensor, "u"]:
+    """The hole code of what was done wrong first to each picture, this stage included.
+
+    Merging is looked at after NaN: where scores are NaN, nobody can say what is kept, so what goes into it is no fault.
+    """
+    fault = torch.where((fault == 0) & choice.nan, given.number(guard.NAN), fault)
     if choice.lost is None:
-        return group
-    return group.blame(given.code.number(given.layer, step, guard.LOST), choice.lost)
+        return fault
+    return torch.where((fault == 0) & choice.lost, given.number(guard.LOST), fault)
 
 
 def states_of(adapter: VisionAdapter, tower: nn.Module, block: nn.Module, run: BlockRun) -> Callable[[str], Tensor]:
