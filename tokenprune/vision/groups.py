@@ -97,12 +97,14 @@ class Survivors:
     def sizes_of_rows(self) -> Float[Tensor, "r"]:
         """How many tokens each row that is left stands for."""
         rows = torch.cat([slots.flatten() for slots in self.rows_of_slots])
-        sizes = torch.cat([group.sizes.repeat_interleave(self.unit, 1).flatten() for group in self.groups])
+        sizes = torch.cat([group.sizes[..., None].expand(-1, -1, self.unit).flatten() for group in self.groups])
         return torch.empty_like(sizes).index_copy(0, rows, sizes)
 
     @cached_property
     def faults(self) -> Int[Tensor, "s"]:
         """Of every slot that came, the fault noted of its picture."""
+        if len(self.groups) == 1:
+            return self.groups[0].fault[:, None].expand(-1, self.counts[0]).flatten()
         faults = torch.zeros_like(self.codes)
         for first, group in zip(self._first_that_came, self.groups, strict=True):
             slots = first[:, None] + torch.arange(self.counts[group.members[0]], device=first.device)
@@ -126,7 +128,10 @@ class Survivors:
         return self
 
     def _without_cls(self) -> Survivors:
-        """LLaVA's way: the model cuts the CLS rows off, so from here on they are no slots and get no holes."""
+        """LLaVA cuts the CLS rows off before the projector: from here on they are no slots, and get no rows back.
+
+        Video-LLaVA lets those of frames through, where they become visual tokens.
+        """
         groups = tuple(replace(group, slots=group.slots[:, 1:] - 1, sizes=group.sizes[:, 1:]) for group in self.groups)
         codes = torch.cat([codes[1:] for codes in torch.split(self.codes, list(self.counts))])
         return replace(self, groups=groups, counts=tuple(count - 1 for count in self.counts), cls=0, codes=codes)
@@ -145,6 +150,8 @@ class Survivors:
         return [torch.tensor([firsts[number] for number in group.members], device=device) for group in self.groups]
 
     def _rows(self, slots: Int[Tensor, "u l"]) -> Int[Tensor, "u l m"]:
+        if self.unit == 1:
+            return slots[..., None]
         return self.unit * slots[..., None] + torch.arange(self.unit, device=slots.device)
 
 

@@ -71,25 +71,28 @@ class Choice:
 
 
 def prune(given: StageInput, survivors: Survivors, hidden: Float[Tensor, "*r d"]) -> tuple[Survivors, Tensor]:
-    """What is left after a stage, and the rows of it, in order."""
+    """What is left after a stage, and the rows of it, in order.
+
+    CLS rows always stay: scorers do not see them, and the attention of later blocks reads and writes them.
+    """
     cls, dropped = survivors.cls, given.number()
     flat, codes, proportional = hidden.flatten(0, -2), survivors.codes, survivors.proportional
     groups, rows = [], []
     for number, (group, slot_rows) in enumerate(zip(survivors.groups, survivors.rows_of_slots, strict=True)):
         if given.stage.kept[number] < group.left - cls:  # else nothing goes, and no scorer is asked
-            came, sizes = survivors.slots_as_they_came[number], group.sizes
+            as_they_came, sizes = survivors.slots_as_they_came[number], group.sizes
             tokens = flat[slot_rows[:, cls:]]  # u n m d
             mean = tokens.mean(2)
             choice = choose(given, show(given, survivors, number, mean), mean)
             if choice.into is not None:
-                tokens, folded = ops.fold(tokens, choice.into, sizes[:, cls:])
+                tokens, folded = ops.fold(tokens, choice.into, sizes[:, cls:])  # each of a token's rows with its like
                 flat = flat.index_copy(0, slot_rows[:, cls:].flatten(), tokens.flatten(0, 2))
                 sizes = torch.cat([sizes[:, :cls], folded], 1)
                 proportional |= given.scorer.proportional
             front = torch.arange(cls, device=slot_rows.device).expand(len(slot_rows), -1)
             kept = torch.cat([front, choice.kept + cls], 1)
-            codes = codes.index_fill(0, came.flatten(), dropped)
-            codes = codes.index_fill_(0, came.gather(1, kept).flatten(), LEFT)
+            codes = codes.index_fill(0, as_they_came.flatten(), dropped)
+            codes = codes.index_fill_(0, as_they_came.gather(1, kept).flatten(), LEFT)
             fault = _first_fault(given, group.fault, choice)
             group = Group(group.members, group.slots.gather(1, kept), sizes.gather(1, kept), fault)
             slot_rows = slot_rows.gather(1, kept[..., None].expand(-1, -1, survivors.unit))
