@@ -22,41 +22,40 @@ from rich.table import Table
 from torch import Tensor
 
 from tokenprune.amounts import read
-from tokenprune.decoder import forward as engine
 from tokenprune.lab.loading import load_model
 from tokenprune.lab.pico.task import Task
 from tokenprune.outputs import write_json
-from tokenprune.vision.forward import VisionPruner
+from tokenprune.parts.vision import Call
+from tokenprune.vision import forward as vision
+from tokenprune.vision.encoding import Encoding
 
 RECIPES, BUDGETS = ("tome", "folder", "evoprune"), ("1/2", "2/9")
 
 
-class InBlock(VisionPruner):
+class InBlock(Encoding):
     """Prunes what a block's attention gave, and computes the block's MLP on what is left."""
 
-    def _watch(self, run: Any, block: Any, call: Any) -> None:
-        super()._watch(run, block, call)
-        handle = block.layer_norm2.register_forward_pre_hook(lambda module, args: self._keep(args[0]))
-        run.hooks.callback(handle.remove)
+    attended: Tensor
 
-    def _keep(self, attended: Tensor) -> None:
-        self.attended = attended
+    def capture(self, block: Any, call: Call) -> None:
+        super().capture(block, call)
+        self.taps.before(block.layer_norm2, lambda args, kwargs: setattr(self, "attended", args[0]))
 
-    def _prune(self, run: Any, layer: int, hidden: Tensor, known: Sequence[Tensor]) -> Tensor:
-        block: Any = self.adapter.blocks(run.tower)[layer - 1]
+    def prune(self, layer: int, hidden: Tensor, state_rows: Sequence[Tensor] | None = None) -> Tensor:
+        block: Any = self.adapter.blocks(self.tower)[layer - 1]
         attended = self.attended[:, -hidden.shape[1] :]  # the projector gets no CLS rows
-        left = super()._prune(run, layer, attended, known)
+        left = super().prune(layer, attended, state_rows)
         return left + block.mlp(block.layer_norm2(left))
 
 
 @contextmanager
 def inside_blocks() -> Iterator[None]:
     """Every tower pass in here merges inside its blocks."""
-    engine.VisionPruner = InBlock  # type: ignore[misc]
+    vision.Encoding = InBlock  # type: ignore[misc]
     try:
         yield
     finally:
-        engine.VisionPruner = VisionPruner  # type: ignore[misc]
+        vision.Encoding = Encoding  # type: ignore[misc]
 
 
 def compare(task: Task, recipe: str, budget: str, seed: int) -> dict[str, Any]:

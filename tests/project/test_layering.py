@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": {"errors", "ops", "plan"},
     "model": {"errors", "parts", "plan", "registry"},
     "ecl": {"errors", "model", "ops", "outputs", "parts", "shipped"},
-    "vision": {"errors", "ops", "parts", "plan", "recipe", "registry", "seen"},
+    "vision": {"errors", "model", "ops", "parts", "plan", "recipe", "registry", "seen"},
     "decoder": {"amounts", "ecl", "errors", "model", "ops", "parts", "plan", "recipe", "registry", "seen", "state"}
     | {"vision"},
     "families": {"errors", "parts", "seen"},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import tokenprune.vision.forward as vision
+from tokenprune.vision.groups import LEFT
 
 
 def towers(family: str, base: Any) -> list[Any]:
@@ -34,17 +35,17 @@ def blocks(family: str, tower: Any) -> list[Any]:
 def seen_gone(monkeypatch: Any) -> Iterator[list[Tensor]]:
     """Of every run of a tower, in order: before which block each of its rows went, or -1."""
     runs: list[Tensor] = []
-    land = vision.VisionPruner._land
+    after_projector = vision.VisionPruner.after_projector
 
     def spy(self: Any, projector: Any, args: Any, output: Any) -> Any:
-        run = self._run
-        given = land(self, projector, args, output)
-        layer = self._code(1, self.steps[0])  # of codes, one for each layer
-        runs.append((run.said // layer).repeat_interleave(run.unit))
+        given = after_projector(self, projector, args, output)
+        survivors = self.encoding.survivors
+        layers, _, _ = self.code.parts(survivors.codes)
+        runs.append(layers.where(survivors.codes != LEFT, -1).repeat_interleave(survivors.unit))
         return given
 
     with monkeypatch.context() as patch:
-        patch.setattr(vision.VisionPruner, "_land", spy)
+        patch.setattr(vision.VisionPruner, "after_projector", spy)
         yield runs
 
 

@@ -261,14 +261,37 @@ def test_threads_prune_their_own_pictures(family: str) -> None:
 
 def test_a_hook_of_another_thread_may_come_without_keywords() -> None:
     """torch adds a hook before it notes that it takes keywords; a thread that runs the module meanwhile gives none."""
-    rows, other = torch.zeros(1, 2, 4), object()
     with tokenprune.prune(model("llava"), {"prune": RECIPES["two-sided"]}) as pruning:
-        assert pruning._pruner._before_block(0, torch.nn.Identity(), (rows,)) is None
-        assert pruning._pruner.pipeline.vision is not None
-        assert pruning._pruner.pipeline.vision._enter(other, 0, torch.nn.Identity(), (rows,)) is None  # type: ignore[arg-type]
-    with tokenprune.prune(model("llava"), "visionzip") as pruning:
-        assert pruning._pruner.pipeline.recorder is not None
-        pruning._pruner.pipeline.recorder._after(other, 0, torch.nn.Identity(), (rows,), rows)  # type: ignore[arg-type]
+        assert pruning._pruner._before_block(0, torch.nn.Identity(), (torch.zeros(1, 2, 4),)) is None
+
+
+@pytest.mark.parametrize("recipe", [{"prune": RECIPES["two-sided"]}, "visionzip"], ids=["pruned", "recorded"])
+def test_a_hook_in_the_tower_may_be_called_by_another_thread(recipe: Any) -> None:
+    """While one thread encodes: with keywords, or for the moment that the test above speaks of without."""
+    lm, rows = model("llava"), torch.zeros(1, 2, 4)
+    called: list[Any] = []
+
+    def call(block: Any, known: Any) -> None:
+        taps = [hook for hook in block._forward_pre_hooks.values() if hook not in known]
+        called.extend(hook(block, (rows,), *more) for hook in taps for more in ((), ({},)))
+        called.extend(hook(block, (rows,), rows) for hook in block._forward_hooks.values() if hook not in known)
+
+    blocks = list(lm.model.vision_tower.encoder.layers)
+    known = [{*block._forward_pre_hooks.values(), *block._forward_hooks.values()} for block in blocks]
+
+    def in_the_run(module: Any, args: Any) -> None:
+        elsewhere(lambda: [call(*each) for each in zip(blocks, known, strict=True)])
+
+    with tokenprune.prune(lm, recipe):
+        alone = logits(answer("llava", "sdpa", RAGGED))
+        handle = lm.model.vision_tower.embeddings.register_forward_pre_hook(in_the_run)
+        try:
+            disturbed = logits(answer("llava", "sdpa", RAGGED))
+        finally:
+            handle.remove()
+    assert called
+    assert all(given is None for given in called)
+    assert torch.equal(disturbed, alone)
 
 
 # -- merging -------------------------------------------------------------------------------------------------------
@@ -441,6 +464,7 @@ def test_pictures_encoded_outside_of_the_block_are_refused() -> None:
 
 def test_nothing_stays_behind() -> None:
     lm = model("llava")
+    answer("llava", "sdpa", RAGGED)  # transformers hooks a model when it runs for the first time
     before = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in lm.named_modules()}
     with tokenprune.prune(lm, {"prune": RECIPES["two-sided"]}):
         answer("llava", "sdpa", RAGGED)
@@ -921,7 +945,7 @@ def test_an_unknown_collapse_layer_is_not_measured_on_thinned_pictures(tmp_path:
 
 
 def test_an_adapter_without_a_tower_says_so(monkeypatch: Any) -> None:
-    monkeypatch.setattr(LlavaAdapter, "tower", lambda self: None)
+    monkeypatch.setattr(LlavaAdapter, "vision_adapter", lambda self: None)
     with (
         pytest.raises(UnsupportedModelError, match="does not know that tower"),
         tokenprune.prune(model("llava"), {"prune": [tower(**FIXED)]}),

@@ -13,6 +13,29 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
+class Live(threading.local):
+    """What runs in this thread. Hooks of runs in other threads see nothing of it.
+
+    The pruner makes one and shares it with its parts for the vision tower. Each field has one owner, which sets it and
+    asks what it finds there whether it is its own.
+
+    Attributes:
+        encoding: of pictures, by a tower with passes inside it (`vision/forward.py`).
+        recording: of the tower's states, while the tower runs (`vision/recorder.py`).
+        landing: gives the recording whose rows the projector gets next, or None where nobody keeps it any more.
+        forward: the pass of the base model (`pruner.py`).
+        drafts: how many logits besides the last the pass to come is asked for.
+        paused: whether passes go by unseen.
+    """
+
+    encoding: object | None = None
+    recording: object | None = None
+    landing: Callable[[], object | None] | None = None
+    forward: Any = None
+    drafts: int = 0
+    paused: bool = False
+
+
 class Taps:
     """Hooks of one run in one thread. They are on the modules for that long and no longer.
 
@@ -50,8 +73,13 @@ class Taps:
         self._handles.callback(last)
 
     def close(self) -> None:
-        """Take the hooks out; doing it twice is fine."""
+        """Take the hooks out and let go of the run, which may own these taps; doing it twice is fine."""
         self._handles.close()
+        self._active = _over
+
+
+def _over() -> bool:
+    return False
 
 
 class BlockHooks:
@@ -101,17 +129,3 @@ class BlockHooks:
         while self._handles:
             self._handles.popitem()[1].remove()
         self.first, self._keep = len(self._blocks), False
-
-
-class Live(threading.local):
-    """What runs in this thread.
-
-    Attributes:
-        forward: the pass of the base model.
-        drafts: how many logits besides the last the pass to come is asked for.
-        paused: whether passes go by unseen.
-    """
-
-    forward: Any = None
-    drafts: int = 0
-    paused: bool = False

@@ -72,6 +72,11 @@ class VisionBlock:
         """Probabilities summed over the rows of the stretch, averaged over heads: 1 is an even share."""
         return self._attention("every")
 
+    @property
+    def salience(self) -> Float[Tensor, "r"]:
+        """`cls_attention` where stretches begin with a CLS row, else `received`."""
+        return self.cls_attention if self.cls else self.received
+
     @cached_property
     def joined(self) -> VisionBlock:
         """The same block as if all heads were one."""

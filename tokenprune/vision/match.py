@@ -1,8 +1,12 @@
 """Rows that left the projector, known again by their bits in the decoder, as long as their encoding lives.
 
-`generate` encodes pictures before the prefill, and no hook of the prefill sees how a family then packs the rows. But
-the rows that enter the decoder are bit-for-bit copies of rows that left the projector, whatever packing, cropping,
-window order and beam expansion lie between: so each of them says itself where it comes from.
+`generate` encodes pictures before the prefill, and no hook of the prefill sees how a family then packs the rows:
+LLaVA-NeXT by image sizes that its forward is not told again, Qwen2.5-VL out of the order of windows. But all that
+packing, cropping, reordering and expanding to beams copies rows, bit for bit. So each row that enters the decoder says
+itself where it comes from, and there is no order or count of encodings to trust.
+
+Rows are compared by a hash of their first channels, so that finding them is one sort and one search on their device,
+whatever number of pictures there is, without a sync.
 """
 
 from __future__ import annotations
@@ -20,24 +24,29 @@ from .. import ops
 from ..parts.vision import VisionAdapter
 
 WIDTH = 64
-"""Channels of a row that tell it from all others."""
+"""Channels of a row that tell it from all others. Whole rows would be copies of all features, held for a prompt."""
 
 
 class Landed:
-    """Marks of the rows that left the projector in one run of a tower."""
+    """Marks of the rows that left the projector in one run of a tower, `m` of them when they have."""
 
     def __init__(self) -> None:
         self.marks: Float[Tensor, "m w"] | None = None
         self.shape: tuple[int, ...] = ()
         self._hashes: dict[torch.dtype, Int[Tensor, "m"]] = {}
 
+    @property
+    def known(self) -> bool:
+        """Whether the rows have left."""
+        return self.marks is not None
+
     def land(self, rows: Float[Tensor, "*m d"]) -> None:
-        """Remember the rows that left the projector."""
+        """Remember the rows that left the projector, by a copy: a view of some channels would hold all of them."""
         self.shape = tuple(rows.shape[:-1])
         self.marks = rows.detach().reshape(-1, rows.shape[-1])[:, :WIDTH].clone()
 
     def hashes(self, dtype: torch.dtype) -> Int[Tensor, "m"]:
-        """Of the projector's rows, as the decoder gets them; none before they left it."""
+        """Of the projector's rows, as the decoder gets them: models cast them to its dtype. None before they left."""
         if self.marks is None:
             return torch.empty(0, dtype=torch.long)
         if dtype not in self._hashes:
@@ -73,16 +82,20 @@ class Encodings(Generic[Run]):
     def find(self, rows: Float[Tensor, "n d"]) -> tuple[list[Run], Int[Tensor, "n"], list[int], Bool[Tensor, "n"]]:
         """Where rows that enter the decoder come from, without a device sync.
 
+        Equal rows have equal hashes, as those of one picture shown twice: the k-th goes to the k-th, so each finds the
+        same content, and different pictures stay different.
+
         Returns:
             the runs that are kept; each row's place among the rows of all of them, one run after the other, or -1;
             where each run's rows begin, and end; and which rows are strange: not the model's own either.
         """
-        mine, device = ops.row_hashes(rows[:, :WIDTH]), rows.device
-        known = list(self)
-        hashes = [run.hashes(rows.dtype).to(device) for run in known]
-        found = ops.find_equal(mine, torch.cat([mine[:0], *hashes]))
+        hashes, device = ops.row_hashes(rows[:, :WIDTH]), rows.device
+        runs = list(self)
+        known = [run.hashes(rows.dtype).to(device) for run in runs]
+        found = ops.find_equal(hashes, torch.cat([hashes[:0], *known]))
         strange = found < 0
         if (added := self.adapter.added(self.base)) is not None:
-            for dtype in {run.marks.dtype for run in known if run.marks is not None}:
-                strange &= ~torch.isin(mine, ops.row_hashes(added[:, :WIDTH].to(dtype).to(rows)))  # as they are packed
-        return known, found, [*accumulate(map(len, hashes), initial=0)], strange
+            # such as newlines: the model casts them to the features' dtype when it packs them, then to the decoder's
+            for dtype in {run.marks.dtype for run in runs if run.marks is not None}:
+                strange &= ~torch.isin(hashes, ops.row_hashes(added[:, :WIDTH].to(dtype).to(rows)))
+        return runs, found, [*accumulate(map(len, known), initial=0)], strange

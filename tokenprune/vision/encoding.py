@@ -1,0 +1,89 @@
+"""One encoding: what its hooks hand to each other, and what they do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..model.taps import Taps
+from ..parts.vision import BlockRun, Call, VisionAdapter
+from ..plan.stages import Stage
+from . import calls, stage
+from .groups import Survivors
+from .holes import HoleCode
+from .match import Landed
+
+
+@dataclass(eq=False)
+class Encoding:
+    """One run of a tower.
+
+    Attributes:
+        adapter: of its family.
+        code: what its holes say.
+        tower: the module that runs.
+        call: of it, without the pixels.
+        taps: hooks on its blocks and their projections.
+        stages: by layer; known before the first block, when the sizes of the pictures are.
+        survivors: what is left; None before the first block, or where no picture came.
+        captured: the block before a stage.
+        narrowed: calls of blocks for the rows that are left.
+        landed: the rows that left the projector, to be known again by their bits.
+    """
+
+    adapter: VisionAdapter
+    code: HoleCode
+    tower: nn.Module
+    call: Call
+    taps: Taps
+    stages: Mapping[int, Stage] = field(default_factory=dict)
+    survivors: Survivors | None = None
+    captured: BlockRun | None = None
+    narrowed: calls.Narrowed = field(default_factory=dict)
+    landed: Landed = field(default_factory=Landed)
+
+    def prune(
+        self, layer: int, hidden: Float[Tensor, "*r d"], state_rows: Sequence[Int[Tensor, "u l m"]] | None = None
+    ) -> Float[Tensor, "*k d"]:
+        """The rows that a stage leaves. `state_rows`: theirs among the rows of the block before, if not the same."""
+        survivors, states = self.survivors, None
+        assert survivors is not None  # else there are no stages
+        if self.captured is not None:  # a block ran before
+            block = self.adapter.blocks(self.tower)[layer - 1]
+            states = stage.states_of(self.adapter, self.tower, block, self.captured)
+        given = stage.StageInput(
+            layer=layer,
+            stage=self.stages[layer],
+            code=self.code,
+            states=states,
+            state_rows=survivors.rows_of_slots if state_rows is None else state_rows,
+            grid=partial(stage.grid, self.adapter, self.tower, self.call, survivors.counts),
+        )
+        self.survivors, hidden = stage.prune(given, survivors, hidden)
+        self.captured, self.narrowed = None, {}
+        return hidden
+
+    def narrow(self, block: nn.Module, call: Call, hidden: Float[Tensor, "*r d"]) -> Call:
+        """A block's call, for the rows that are left and enter it."""
+        if self.survivors is None:
+            return call
+        call = calls.narrow(self.adapter, call, self.survivors, self.narrowed)
+        return calls.weigh(self.adapter, block, call, self.survivors, hidden)
+
+    def capture(self, block: nn.Module, call: Call) -> None:
+        """Keep what this block computes: the scorer of the next stage may ask for it."""
+        projected: dict[str, Tensor] = {}
+
+        def note(name: str, output: Tensor) -> None:
+            projected[name] = output.detach()
+
+        def after_block(output: Tensor) -> None:
+            self.captured = BlockRun(call, output.detach(), projected)
+
+        for name, module in self.adapter.projections(block).items():
+            self.taps.after(module, partial(note, name))
+        self.taps.after(block, after_block)
