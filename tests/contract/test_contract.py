@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tokenprune import PlanInput, Scheduler, Scorer, Seen
+from tokenprune import Merger, PlanInput, Scheduler, Scorer, Seen
 from tokenprune.builtin.scorers.random import Random
 from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_scorer, test_tower_scorer
 from tokenprune.contract.cases import Merging
@@ -22,7 +22,7 @@ from tokenprune.families.llava import LlavaAdapter
 from tokenprune.families.towers import ClipTower
 from tokenprune.parts.adapter import Attention
 from tokenprune.parts.scorer import VisionScorer
-from tokenprune.registry import Entry, registry
+from tokenprune.registry import registry
 from tokenprune.seen.pictures import Pictures, Ranking
 
 THREE = ["8/32", "16/32", "24/32"]
@@ -291,7 +291,7 @@ PLANS: dict[str, Callable[[PlanInput], Any]] = {
     "drawn": lambda shape: {0: random.randrange(shape.visual)} if shape.visual else {},
     "raises": lambda shape: {0: 1 // shape.visual} if shape.visual != 1 else {},
     "drops nothing": lambda shape: {},
-    "undeclared collapse layer": lambda shape: {shape.ecl or 0: 0} if shape.visual else {},
+    "undeclared collapse layer": lambda shape: {shape.facts.get("ecl", 0): 0} if shape.visual else {},
     "a layer that some prompts miss": late,
 }
 
@@ -305,10 +305,20 @@ def test_a_faulty_schedule_is_found(fault: str) -> None:
     expected = {
         "drawn": "test_it_is_pure",
         "drops nothing": "test_it_drops_something",
-        "undeclared collapse layer": "test_it_says_that_it_needs_the_collapse_layer",
+        "undeclared collapse layer": "test_it_says_what_facts_it_needs",
         "a layer that some prompts miss": "test_a_missing_layer_is_missing_for_every_prompt",
     }
     assert expected.get(fault, "test_plans_go_down") in run(test_scheduler.TestScheduler, Plans(fault))
+
+
+@dataclass(frozen=True)
+class Folding(Merger):
+    """A merger of any function."""
+
+    how: Callable[..., Any]
+
+    def merge(self, hidden: torch.Tensor, kept: torch.Tensor, seen: Seen) -> Any:
+        return self.how(hidden, kept, seen)
 
 
 def folds(hidden: torch.Tensor, kept: torch.Tensor, seen: Seen) -> torch.Tensor:
@@ -333,20 +343,21 @@ MERGERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("how", ["fine", *MERGERS])
-def test_a_faulty_merger_is_found(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    merger, finds = MERGERS.get(how, (folds, ""))
-    monkeypatch.setitem(registry().entries["merger"], "mine", Entry("merger", "mine", merger, "stranger"))
-    failed = run(test_merger.TestMerger, Merging("mine", merger, Random()))
+def test_a_faulty_merger_is_found(how: str) -> None:
+    merge, finds = MERGERS.get(how, (folds, ""))
+    failed = run(test_merger.TestMerger, Merging("mine", Folding(merge), Random()))
     assert any(finds in name for name in failed) if finds else failed == set()
 
 
-def test_a_merger_may_declare_that_it_mixes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merger_may_declare_that_it_mixes() -> None:
     def doubles(hidden: torch.Tensor, kept: torch.Tensor, seen: Seen) -> torch.Tensor:
         return hidden * 2
 
-    doubles.mixes = True  # type: ignore[attr-defined]
-    monkeypatch.setitem(registry().entries["merger"], "mine", Entry("merger", "mine", doubles, "stranger"))
-    assert run(test_merger.TestMerger, Merging("mine", doubles, Random())) == set()
+    @dataclass(frozen=True)
+    class Doubles(Folding):
+        mixes = True
+
+    assert run(test_merger.TestMerger, Merging("mine", Doubles(doubles), Random())) == set()
 
 
 ADAPTERS: dict[str, tuple[str, Callable[..., Any], str]] = {

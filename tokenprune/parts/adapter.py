@@ -100,7 +100,8 @@ class Adapter(ABC):
 
     def base(self, model: nn.Module) -> nn.Module:
         """The innermost module around the decoder whose forward takes pictures. The model may be wrapped."""
-        decoder = model.get_decoder()  # type: ignore[operator]
+        owner = next((part for part in model.modules() if hasattr(part, "get_decoder")), model)  # wrappers may not
+        decoder = owner.get_decoder()  # type: ignore[operator]
         around = {id(model): model}
         for name, part in model.named_modules():
             if part is decoder:

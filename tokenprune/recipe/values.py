@@ -61,7 +61,7 @@ class VisionPass:
 
     scorer: VisionScorer
     schedule: Scheduler
-    merge: Literal["nearest"] | None = None
+    merge: str | None = None
     positions: Literal["original", "compact"] = "original"
 
     def __post_init__(self) -> None:
