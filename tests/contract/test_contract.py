@@ -18,9 +18,9 @@ from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_
 from tokenprune.contract.cases import Merging
 from tokenprune.contract.families import Family, shipped
 from tokenprune.errors import LayerError
+from tokenprune.families.clip_tower import ClipTower
 from tokenprune.families.llava import LlavaAdapter
-from tokenprune.families.towers import ClipTower
-from tokenprune.parts.adapter import Attention
+from tokenprune.parts.attention import Attention
 from tokenprune.parts.scorer import VisionScorer
 from tokenprune.registry import Entry, registry
 from tokenprune.seen.pictures import Pictures, Ranking

@@ -24,7 +24,7 @@ from processed import PROCESSORS, Item, inputs, unmixed
 import tokenprune
 from tokenprune import Scorer
 from tokenprune.errors import TokenpruneError
-from tokenprune.families import llava, llava_next, qwen2_5_vl, video_llava
+from tokenprune.families import grids, llava, qwen2_5_vl, tiles
 from tokenprune.show import overlay
 
 CASES = {  # processor: picture (width, height) -> size of a patch in it, of each panel
@@ -132,7 +132,7 @@ def transposed(panels: int, rows: int, columns: int) -> torch.Tensor:
     return boxes.transpose(1, 2).flatten(0, 2)
 
 
-GRID = llava.grid_boxes
+GRID = grids.grid_boxes
 
 
 def all_places(case: str, sizes: list[tuple[int, int]]) -> None:
@@ -142,8 +142,8 @@ def all_places(case: str, sizes: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("case", ["llava", "llava_next", "video_llava", "qwen2_5_vl"])
 def test_a_transposed_grid_would_be_found(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for family in (llava, llava_next, video_llava, qwen2_5_vl):
-        monkeypatch.setattr(family, "grid_boxes", transposed)
+    for module in (grids, tiles, qwen2_5_vl):
+        monkeypatch.setattr(module, "grid_boxes", transposed)
     with pytest.raises(AssertionError):
         all_places(case, list(CASES[case]))
 
@@ -405,7 +405,7 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
 def test_a_full_feature_tower_has_a_token_for_cls() -> None:
     config = copy.deepcopy(model("llava").config)
     config.vision_feature_select_strategy = "full"
-    boxes = llava.picture_boxes(config)
+    boxes = grids.picture_boxes(config)
     assert boxes.shape == (17, 5)
     assert boxes[0, 1:].isnan().all()
     assert not boxes[1:].isnan().any()

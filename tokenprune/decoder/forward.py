@@ -30,7 +30,8 @@ from ..amounts import Budget
 from ..errors import AlreadyPrunedError, BudgetError, LayerError, PromptError, UnsupportedModelError
 from ..model import ranks as parallel
 from ..parts import guard
-from ..parts.adapter import Adapter, RotaryTables
+from ..parts.adapter import Adapter
+from ..parts.attention import RotaryTables
 from ..parts.merger import reads
 from ..parts.scheduler import PlanInput
 from ..plan.stages import Stage, plan, plan_stages, plan_vision
