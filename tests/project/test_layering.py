@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "builtin": {"amounts", "errors", "families", "ops", "parts", "registry", "seen", "shipped"},
     "show": {"errors", "parts", "plan", "state"},
     "api": {"amounts", "decoder", "errors", "outputs", "plan", "recipe", "registry", "show", "state"},
-    "contract": {"api", "builtin", "errors", "parts", "recipe", "registry", "seen", "state"},
+    "contract": {"api", "builtin", "errors", "model", "parts", "recipe", "registry", "seen", "state"},
     "lab": {"amounts", "api", "builtin", "decoder", "ecl", "errors", "ops", "outputs", "parts", "plan", "recipe"}
     | {"registry", "seen", "show"},
     "cli": {"amounts", "api", "ecl", "errors", "lab", "outputs", "parts", "plan", "recipe", "registry", "show"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -11,7 +13,10 @@ import torch
 from torch import Tensor
 
 from ..builtin.plugin import tokenprune_adapters
+from ..errors import TokenpruneError
+from ..parts.adapter import Adapter
 from ..parts.tiny import DEPTH, IMAGE, PAD, VIDEO, VOCAB, Tiny, text_config, vision_config
+from ..registry import registry
 
 __all__ = [
     "BATCHES", "DEPTH", "FAMILIES", "IMAGE", "MIXED", "ONE", "PAD", "PADDED", "RAGGED", "VIDEO", "VOCAB", "Family",
@@ -86,11 +91,6 @@ class Family:
     build: Callable[[], Any]
     inputs: Callable[[Sequence[Prompt]], dict[str, Tensor]]
 
-    @classmethod
-    def of(cls, tiny: Tiny) -> Family:
-        """Of a tiny model that an adapter brings."""
-        return cls(tiny.name, tiny.build, partial(_batch, tiny))
-
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         """One model per attention and dtype, with the same weights."""
         return _model(self, attention, dtype)
@@ -100,19 +100,41 @@ class Family:
         return {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.inputs(prompts).items()}
 
 
+@cache
+def family_of(tiny: Tiny) -> Family:
+    """A tiny model that an adapter brings."""
+    return Family(tiny.name, tiny.build, partial(_batch, tiny))
+
+
 def shipped() -> list[Family]:
     """The families that tokenprune supports by itself."""
-    return list(_shipped().values())
+    return [family_of(tiny) for tiny in _TINY.values()]
 
 
-@cache
-def _shipped() -> dict[str, Family]:
-    return {name: Family.of(tiny) for name, tiny in _TINY.items()}
+def named(family: str | Family) -> Family:
+    """A family given as MODULE:NAME. Raises TokenpruneError."""
+    if isinstance(family, Family):
+        return family
+    module, _, name = family.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TokenpruneError(f"there is no family {family!r} ({error}): give MODULE:NAME of a Family") from error
+    if not isinstance(found, Family):
+        raise TokenpruneError(f"{family} must be a tokenprune.contract.families.Family, got {type(found).__name__}")
+    return found
+
+
+def adapter_of(family: Family) -> type[Adapter] | None:
+    """The class that is registered for its model type, or None."""
+    with suppress(TokenpruneError):
+        return type(registry().adapter(family.model().config))
+    return None
 
 
 def model(family: str, attention: str = "sdpa") -> Any:
     """One model per family and attention, with the same weights."""
-    return _shipped()[family].model(attention)
+    return family_of(_TINY[family]).model(attention)
 
 
 def forget() -> None:
