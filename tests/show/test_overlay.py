@@ -25,6 +25,7 @@ import tokenprune
 from tokenprune import Scorer
 from tokenprune.errors import TokenpruneError
 from tokenprune.families import grids, llava, qwen2_5_vl, tiles
+from tokenprune.parts.adapter import Given
 from tokenprune.show import overlay
 
 CASES = {  # processor: picture (width, height) -> size of a patch in it, of each panel
@@ -280,6 +281,30 @@ def test_the_processor_may_be_given_to_prune() -> None:
     drawn = pruning.overlay(tall)
     assert drawn.tobytes() == pruning.overlay(tall, processor=process).tobytes()
     assert drawn.tobytes() != pruning.overlay(tall, processor=PROCESSORS["llava"]).tobytes()
+
+
+def test_an_adapter_is_told_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor, also that of `prune`, and the size of the batch's first picture: the one that is shown."""
+    told: list[Given] = []
+
+    def boxes(self: Any, given: Given) -> Any:
+        told.append(given)
+        return own(self, given)
+
+    own = llava.LlavaAdapter.boxes
+    monkeypatch.setattr(llava.LlavaAdapter, "boxes", boxes)
+    tall, wide, process = dotted((64, 96), None), dotted((96, 64), None), PROCESSORS["llava"]
+    given = inputs("llava", [[tall, wide], [wide]])
+    with tokenprune.prune(model("llava"), "divprune", processor=process) as pruning, torch.no_grad():
+        model("llava")(**given)
+    pruning.overlay(tall, given)
+    pruning.overlay([np.asarray(tall)], given, processor=(other := PROCESSORS["llava, padded"]))
+    pruning.overlay(wide, given, picture=1)
+    pruning.overlay(wide, prompt=1)
+    assert [(one.processor, one.sizes) for one in told] == [
+        (process, ((96, 64),)), (other, ((96, 64),)), (process, ()), (process, ())
+    ]  # fmt: skip
+    assert [one.inputs for one in told] == [given, given, given, {}]
 
 
 def test_what_is_missing_is_said() -> None:
