@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
     from .api import Pruning, attach, prune
     from .errors import TokenpruneError
-    from .parts.adapter import Adapter
+    from .parts.adapter import Adapter, Given
+    from .parts.attention import Attention
     from .parts.merger import Merger
+    from .parts.published import Published
     from .parts.scheduler import Calibration, PlanInput, Scheduler
     from .parts.scorer import Scorer, VisionScorer
+    from .parts.tiny import Tiny
+    from .parts.vision import VisionAdapter
     from .recipe import Pass, Recipe
     from .registry.hookspecs import hookimpl
     from .seen.pictures import Pictures, Ranking
@@ -28,18 +32,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Attention",
     "Calibration",
+    "Given",
     "Merger",
     "Pass",
     "Pictures",
     "PlanInput",
     "Pruning",
+    "Published",
     "Ranking",
     "Recipe",
     "Scheduler",
     "Scorer",
     "Seen",
+    "Tiny",
     "TokenpruneError",
+    "VisionAdapter",
     "VisionScorer",
     "attach",
     "hookimpl",
@@ -48,10 +57,14 @@ __all__ = [
 _WHERE = {
     "api": ("Pruning", "attach", "prune"),
     "errors": ("TokenpruneError",),
-    "parts.adapter": ("Adapter",),
+    "parts.adapter": ("Adapter", "Given"),
+    "parts.attention": ("Attention",),
     "parts.merger": ("Merger",),
+    "parts.published": ("Published",),
     "parts.scheduler": ("Calibration", "PlanInput", "Scheduler"),
     "parts.scorer": ("Scorer", "VisionScorer"),
+    "parts.tiny": ("Tiny",),
+    "parts.vision": ("VisionAdapter",),
     "recipe": ("Pass", "Recipe"),
     "registry.hookspecs": ("hookimpl",),
     "seen.pictures": ("Pictures", "Ranking"),
