@@ -371,6 +371,13 @@ ADAPTERS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "no scaling": (
         "attention", lambda self, block: replace(Attention.of(block), scaling=1.0), "attention_is_the_models_own"
     ),
+    "adds something": (
+        "additions", lambda self, kwargs: (kwargs, {1: torch.ones(1, 28, 64)}), "additions_are"
+    ),
+    "additions of no block": ("additions", lambda self, kwargs: (kwargs, {6: torch.ones(1, 28, 64)}), "additions_are"),
+    "additions of another width": (
+        "additions", lambda self, kwargs: (kwargs, {1: torch.zeros(28, 64)}), "additions_are"
+    ),
     "no final norm": ("norm", lambda self, decoder, hidden: hidden, "norm_is"),
     "blocks reversed": ("blocks", lambda self, decoder: list(decoder.layers)[::-1], "blocks_are_all"),
     "a block too few": ("blocks", lambda self, decoder: list(decoder.layers)[:-1], "blocks_are_all"),

@@ -38,7 +38,7 @@ class Run:
         ]
         hooks = [
             module.register_forward_hook(self._note, with_kwargs=True)
-            for module in (*self.anatomy.blocks, *projections)
+            for module in (self.anatomy.decoder, *self.anatomy.blocks, *projections)
         ]
         try:
             with torch.no_grad():
@@ -54,6 +54,13 @@ class Run:
         """Hidden states, `b s d`."""
         hidden: Tensor = self.calls[id(self.anatomy.blocks[block])][0][0]
         return hidden
+
+    def additions(self) -> dict[int, Tensor]:
+        """What the adapter finds in the decoder's arguments."""
+        given = self.calls[id(self.anatomy.decoder)][1]
+        left, added = self.anatomy.adapter.additions(dict(given))
+        assert left.keys() <= given.keys()
+        return added
 
     def tables(self, block: int) -> RotaryTables:
         """Rotary tables that the block got."""
@@ -83,6 +90,17 @@ class TestAdapter(Contract):
         assert run.anatomy.depth >= 4, "give a tiny model of four blocks or more"
         for block, state in zip(range(run.anatomy.depth), run.out.hidden_states, strict=False):
             assert torch.equal(run.entering(block), state), "blocks are not in the order in which they run"
+
+    def test_additions_are_what_comes_between_blocks(self, adapter: Adapter, family: Family) -> None:
+        """What enters a block is what left the one before it, and what the decoder adds there."""
+        run = Run(adapter, family)
+        added = run.additions()
+        assert all(0 <= block < run.anatomy.depth for block in added)
+        for block in range(run.anatomy.depth - 1):
+            left = run.of(run.anatomy.blocks[block])
+            rows = added.get(block, torch.zeros_like(left))
+            assert rows.shape == left.shape
+            close(run.entering(block + 1), left + rows)
 
     def test_visual_columns_are_where_pictures_go(self, adapter: Adapter, family: Family) -> None:
         """What enters block 0 differs from the embedding of the ids exactly there."""
@@ -138,6 +156,11 @@ class TestAdapter(Contract):
             pytest.skip("positions of this family cannot be renumbered")
         for made, own in zip(tables, run.tables(0), strict=True):
             close(made, own)
+
+    def test_published_models_are_of_its_family(self, adapter: Adapter) -> None:
+        for form in vars(type(adapter)).get("published", ()):
+            assert form.sizes.family == form.config["model_type"]
+            assert form.sizes.family in adapter.model_types
 
     def test_boxes_are_as_many_as_tokens(self, adapter: Adapter, family: Family) -> None:
         """By placeholder, picture after picture; each has a size, or is NaN."""

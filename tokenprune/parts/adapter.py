@@ -59,14 +59,9 @@ class Adapter(ABC):
     def base(self, model: nn.Module) -> nn.Module:
         """The innermost module around the decoder whose forward takes pictures. The model may be wrapped."""
         decoder = model.get_decoder()  # type: ignore[operator]
-        around = {id(model): model}
-        for name, part in model.named_modules():
-            if part is decoder:
-                parents = [model.get_submodule(name[:i]) for i, letter in enumerate(name) if letter == "."]
-                around = {id(each): each for each in [model, *parents]}
-                break
-        taking = [each for each in around.values() if _takes_pictures(each)]
-        return taking[-1] if taking else model
+        path = next((name for name, module in model.named_modules() if module is decoder), "")
+        around = [model, *(model.get_submodule(path[:i]) for i, letter in enumerate(path) if letter == ".")]
+        return next((module for module in reversed(around) if _takes_pictures(module)), model)
 
     def decoder(self, base: nn.Module) -> nn.Module:
         """The text decoder; it has `.config`."""
