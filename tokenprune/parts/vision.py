@@ -19,7 +19,7 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class BlockRun:
-    """What was captured of one tower block: its call, its output and those of its projections. References, no copies."""
+    """What was captured of one block: its call, its output and those of its projections. References, no copies."""
 
     call: Call
     output: Tensor
