@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
     from .api import Pruning, attach, prune
     from .errors import TokenpruneError
-    from .parts.adapter import Adapter
+    from .parts.adapter import Adapter, Given
+    from .parts.attention import Attention
     from .parts.fact import Fact, Sample
     from .parts.merger import Merger
+    from .parts.published import Published
     from .parts.scheduler import PlanInput, Scheduler
     from .parts.scorer import Scorer, VisionScorer
+    from .parts.tiny import Tiny
+    from .parts.vision import VisionAdapter
     from .recipe import Pass, Recipe, VisionPass
     from .registry.hookspecs import hookimpl
     from .seen.pictures import Pictures, Ranking
@@ -29,19 +33,24 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Attention",
     "Fact",
+    "Given",
     "Merger",
     "Pass",
     "Pictures",
     "PlanInput",
     "Pruning",
+    "Published",
     "Ranking",
     "Recipe",
     "Sample",
     "Scheduler",
     "Scorer",
     "Seen",
+    "Tiny",
     "TokenpruneError",
+    "VisionAdapter",
     "VisionPass",
     "VisionScorer",
     "attach",
@@ -51,11 +60,15 @@ __all__ = [
 _WHERE = {
     "api": ("Pruning", "attach", "prune"),
     "errors": ("TokenpruneError",),
-    "parts.adapter": ("Adapter",),
+    "parts.adapter": ("Adapter", "Given"),
+    "parts.attention": ("Attention",),
     "parts.merger": ("Merger",),
     "parts.fact": ("Fact", "Sample"),
+    "parts.published": ("Published",),
     "parts.scheduler": ("PlanInput", "Scheduler"),
     "parts.scorer": ("Scorer", "VisionScorer"),
+    "parts.tiny": ("Tiny",),
+    "parts.vision": ("VisionAdapter",),
     "recipe": ("Pass", "Recipe", "VisionPass"),
     "registry.hookspecs": ("hookimpl",),
     "seen.pictures": ("Pictures", "Ranking"),

@@ -167,8 +167,16 @@ class Pruning:
             raise TokenpruneError(NOTHING)
         layer = _one_of("stage", max(state.views) if stage is None else stage, list(state.views))
         _one_of("prompt", prompt, range(len(state.ids)))
+        processor = self._pruner.processor if processor is None else processor
         places = drawing.placed(
-            self._pruner.anatomy.adapter, self._pruner.anatomy.config, state.ids, state.visual, inputs or {}, prompt
+            self._pruner.anatomy.adapter,
+            self._pruner.anatomy.config,
+            state.ids,
+            state.visual,
+            inputs or {},
+            prompt,
+            processor,
+            drawing.sizes(shown, prompt, picture),
         )
         place = places[_one_of(f"picture of prompt {prompt}", picture, range(len(places)))]
         view = state.views[layer]
@@ -180,7 +188,6 @@ class Pruning:
             drawn[view.index[prompt][view.valid[prompt]].cpu()] = True
         else:
             drawn = ~heat.isnan()
-        processor = self._pruner.processor if processor is None else processor
         return drawing.draw(self._pruner.anatomy.adapter, processor, shown, place, drawn, heat)
 
 

@@ -70,7 +70,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind, name in KINDS.items():
             assert run_main("new-plugin", name, "--kind", kind) == 0
     family = folder / "tokenprune-vipllava"
-    create._write(family, {
+    create.write(family, {
         "vip.py": FAMILY,
         "pyproject.toml": '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
         '[project]\nname = "tokenprune-vipllava"\nversion = "1"\n[project.entry-points.tokenprune]\nvip = "vip"\n'
@@ -134,7 +134,10 @@ def test_a_new_plugin_of_any_kind_passes_its_tests_and_is_listed(kind: str, site
 def test_an_adapter_that_is_not_right_yet_is_told_what_is_wrong(site: Path) -> None:
     module = site / "site" / "tokenprune_tiny_vip.py"
     right = module.read_text()
-    module.write_text(right.replace("@hookimpl", "    def scaling(self, block):\n        return 1.0\n\n\n@hookimpl"))
+    wrong = "    def attention(self, block):\n        return replace(super().attention(block), scaling=1.0)\n\n\n"
+    spoiled = right.replace("@hookimpl", wrong + "@hookimpl")
+    spoiled = spoiled.replace("import torch\n", "from dataclasses import replace\n\nimport torch\n")
+    module.write_text(spoiled)
     try:
         done = run(site, "-m", "pytest", "-p", "no:cacheprovider", "-k", "own or blocks", plugins="tiny-vip")
     finally:

@@ -14,13 +14,13 @@ import torch
 
 from tokenprune import Merger, PlanInput, Scheduler, Scorer, Seen
 from tokenprune.builtin.scorers.random import Random
-from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_scorer, test_tower_scorer
+from tokenprune.contract import test_adapter, test_merger, test_scheduler, test_scorer, test_vision_scorer
 from tokenprune.contract.cases import Merging
 from tokenprune.contract.families import Family, shipped
 from tokenprune.errors import LayerError
+from tokenprune.families.clip_tower import ClipTower
 from tokenprune.families.llava import LlavaAdapter
-from tokenprune.families.towers import ClipTower
-from tokenprune.parts.adapter import Attention
+from tokenprune.parts.attention import Attention
 from tokenprune.parts.scorer import VisionScorer
 from tokenprune.registry import registry
 from tokenprune.seen.pictures import Pictures, Ranking
@@ -50,7 +50,7 @@ class TestEveryScorer(test_scorer.TestScorer):
     parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.part, Scorer))
 
 
-class TestEveryTowerScorer(test_tower_scorer.TestVisionScorer):
+class TestEveryVisionScorer(test_vision_scorer.TestVisionScorer):
     parts = tuple(name for name, entry in registry().entries["scorer"].items() if issubclass(entry.part, VisionScorer))
 
 
@@ -238,13 +238,13 @@ IN_TOWER = {
 }
 
 
-def test_a_tower_scorer_that_is_fine_passes() -> None:
-    assert run(test_tower_scorer.TestVisionScorer, FaultyInTower()) == set()
+def test_a_vision_scorer_that_is_fine_passes() -> None:
+    assert run(test_vision_scorer.TestVisionScorer, FaultyInTower()) == set()
 
 
 @pytest.mark.parametrize("fault", IN_TOWER)
-def test_a_faulty_tower_scorer_is_found(fault: str) -> None:
-    failed = run(test_tower_scorer.TestVisionScorer, FaultyInTower(fault))
+def test_a_faulty_vision_scorer_is_found(fault: str) -> None:
+    failed = run(test_vision_scorer.TestVisionScorer, FaultyInTower(fault))
     assert any(IN_TOWER[fault] in name for name in failed), failed
     assert "test_its_settings_are_a_value" not in failed
 
@@ -381,6 +381,13 @@ ADAPTERS: dict[str, tuple[str, Callable[..., Any], str]] = {
     ),
     "no scaling": (
         "attention", lambda self, block: replace(Attention.of(block), scaling=1.0), "attention_is_the_models_own"
+    ),
+    "adds something": (
+        "additions", lambda self, kwargs: (kwargs, {1: torch.ones(1, 28, 64)}), "additions_are"
+    ),
+    "additions of no block": ("additions", lambda self, kwargs: (kwargs, {6: torch.ones(1, 28, 64)}), "additions_are"),
+    "additions of another width": (
+        "additions", lambda self, kwargs: (kwargs, {1: torch.zeros(28, 64)}), "additions_are"
     ),
     "no final norm": ("norm", lambda self, decoder, hidden: hidden, "norm_is"),
     "blocks reversed": ("blocks", lambda self, decoder: list(decoder.layers)[::-1], "blocks_are_all"),

@@ -22,7 +22,7 @@ from tokenprune.lab import random_models as shapes
 from tokenprune.lab.bench import HEADER, UNPRUNED, Bench, Flops, Measured, Run, Stopwatch, at_layer, table, watched
 from tokenprune.lab.loading import encode, load_model, without_pixels
 from tokenprune.lab.pico.scenes import held_out
-from tokenprune.plan.cost import SHAPES, DecoderSize
+from tokenprune.plan.cost import PUBLISHED, DecoderSize
 from tokenprune.recipe import load
 
 ENTROPY = {"name": "entropy", "prune": [{"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 0.3}}]}
@@ -167,7 +167,7 @@ def test_encoding_apart_changes_no_answer(family: str) -> None:
 
 @pytest.mark.parametrize("name", shapes.NAMES)
 def test_random_shapes_are_the_published_ones(name: str) -> None:
-    assert DecoderSize.of(shapes.config(name)) == replace(SHAPES[name], pictures=1, cls=0)  # no config says those
+    assert DecoderSize.of(shapes.config(name)) == replace(PUBLISHED[name], pictures=1, cls=0)  # no config says those
 
 
 VISUAL = {"llava-1.5-7b": 576, "llava-next-7b": 2928, "video-llava-7b": 2056, "qwen2.5-vl-7b": 576}
@@ -176,7 +176,7 @@ VISUAL = {"llava-1.5-7b": 576, "llava-next-7b": 2928, "video-llava-7b": 2056, "q
 @pytest.mark.parametrize("name", shapes.NAMES)
 def test_a_scaled_model_reads_its_prompt(name: str) -> None:
     """An eighth of the heads keeps their size and divides evenly; the prompt has the family's visual tokens."""
-    small = shapes.scaled(SHAPES[name], Fraction(1, 8))
+    small = shapes.scaled(PUBLISHED[name], Fraction(1, 8))
     assert small.heads % small.kv_heads == 0
     assert (small.head_size, small.depth) == (128, 4)
     lm = shapes.build(name, Fraction(1, 64), torch.float32, "cpu")

@@ -14,10 +14,13 @@ from families import BATCHES, FAMILIES, inputs, model
 import tokenprune
 from tokenprune.builtin.schedules import Fixed
 from tokenprune.errors import TokenpruneError, UnknownNameError
+from tokenprune.families.llava import LlavaAdapter
+from tokenprune.lab import random_models
 from tokenprune.parts.scheduler import PlanInput
-from tokenprune.plan.cost import SHAPES, DecoderSize, geometry
+from tokenprune.plan.cost import PUBLISHED, DecoderSize, geometry, published, visual_tokens
+from tokenprune.registry import Entry, registry
 
-LLAVA = SHAPES["llava-1.5-7b"]
+LLAVA = PUBLISHED["llava-1.5-7b"]
 TEXT = 96  # tokens; gives the published percentages
 
 
@@ -92,16 +95,36 @@ def test_named_shapes_are_the_published_ones() -> None:
     llama = DecoderSize(depth=32, width=4096, ffn=11008, heads=32, kv_heads=32, head_size=128)
     qwen = DecoderSize(depth=28, width=3584, ffn=18944, heads=28, kv_heads=4, head_size=128)
     tower = {"llava-1.5-7b": (24, 1, 0), "llava-next-7b": (24, 5, 0), "video-llava-7b": (24, 8, 1)}
-    for name, shape in SHAPES.items():
+    for name, shape in PUBLISHED.items():
         assert (shape.vision_depth, shape.pictures, shape.cls) == tower.get(name, (33, 1, 0))
-    assert {name: replace(shape, family="", vision_depth=0, pictures=1, cls=0) for name, shape in SHAPES.items()} == {
+    assert {
+        name: replace(shape, family="", vision_depth=0, pictures=1, cls=0) for name, shape in PUBLISHED.items()
+    } == {
         "llava-1.5-7b": llama,
         "llava-next-7b": llama,
         "video-llava-7b": llama,
         "qwen2.5-vl-7b": qwen,
     }
-    assert {shape.family for shape in SHAPES.values()} == set(FAMILIES)
-    assert geometry("qwen2.5-vl-7b") is SHAPES["qwen2.5-vl-7b"]
+    assert {shape.family for shape in PUBLISHED.values()} == set(FAMILIES)
+    assert geometry("qwen2.5-vl-7b") is PUBLISHED["qwen2.5-vl-7b"]
+
+
+def test_a_plugin_brings_published_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with random weights. What an adapter inherits is not its own."""
+    stem = LlavaAdapter.published[0]
+    mine = replace(stem, name="mine-7b", sizes=replace(stem.sizes, depth=40), visual=100)
+    for name, part in (
+        ("mine", type("Mine", (LlavaAdapter,), {"model_types": ("mine",), "published": (mine,)})),
+        ("heir", type("Heir", (LlavaAdapter,), {"model_types": ("heir",)})),
+        ("late", type("Late", (LlavaAdapter,), {"model_types": ("late",), "published": (replace(mine, visual=7),)})),
+    ):
+        monkeypatch.setitem(registry().entries["adapter"], name, Entry("adapter", name, part, name))
+    assert list(published()) == [*PUBLISHED, "mine-7b"]
+    assert geometry("mine-7b") == replace(LLAVA, depth=40)
+    assert [visual_tokens(name) for name in ("mine-7b", "llava-1.5-7b", "qwen2.5-vl-7b")] == [100, 576, 576]
+    assert random_models.config("mine-7b", random_models.check("mine-7b", "1/8")).text_config.num_hidden_layers == 5
+    with pytest.raises(UnknownNameError, match="did you mean 'mine-7b'"):
+        geometry("mine-7bb")
 
 
 @pytest.mark.parametrize("as_folder", [True, False])

@@ -12,7 +12,7 @@ from families import DEPTH, inputs, model
 from fitted import fitted
 from papers_reference import HEADS, KINDS, best_first, draw, fitprune, fitprune_losses
 
-from tokenprune.plan.cost import SHAPES, DecoderSize
+from tokenprune.plan.cost import PUBLISHED, DecoderSize
 from tokenprune.plan.stages import plan_stages
 from tokenprune.recipe import load
 
@@ -44,7 +44,7 @@ def test_presets_are_the_released_tables(preset: str, deleted: list[int]) -> Non
     assert len(deleted) == 32
     stages = plan_stages(load(f"fitprune@{preset}"), 32, [576], {})
     plan = {layer: stage.kept[0] for layer, stage in stages.items()}
-    sizes = SHAPES["llava-1.5-7b"]
+    sizes = PUBLISHED["llava-1.5-7b"]
     assert sizes.tokens(plan, 576) == [576 - sum(deleted[:block]) for block in range(32)]
     assert 1 - sizes.flops_share(plan, 576, 0) == pytest.approx(int(preset[-2:]) / 100, abs=0.03)
 

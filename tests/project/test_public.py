@@ -72,8 +72,9 @@ def sources() -> dict[str, str]:
     for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
         found[path.name] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    templates = (ROOT / "tokenprune" / "cli" / "create.py").read_text()
+    templates = "\n".join(path.read_text() for path in ROOT.glob("tokenprune/cli/templates/*/*.py.txt"))
     found["new-plugin"] = "\n".join(re.findall(r"^from tokenprune[\w.]* import [\w, ]+$", templates, flags=re.M))
+    assert found["new-plugin"]
     return found
 
 

@@ -39,10 +39,10 @@ OTHERWISE: dict[str, dict[str, float]] = {  # labels that are no averages over l
 @pytest.mark.parametrize("recipe", registered())
 def test_presets_are_the_numbers_they_promise(recipe: str) -> None:
     """On LLaVA-1.5's 576 tokens and 32 layers: the average (or the count, where the recipe prunes once at layer 0)."""
-    from tokenprune.plan.cost import SHAPES
+    from tokenprune.plan.cost import PUBLISHED
     from tokenprune.plan.stages import plan_whole
 
-    geometry = SHAPES["llava-1.5-7b"]
+    geometry = PUBLISHED["llava-1.5-7b"]
     for preset in presets(recipe):
         visual = 576 if not preset.isdecimal() or int(preset) < 576 else 2880  # presets for LLaVA-NeXT
         tokens = geometry.tokens(plan_whole(load(f"{recipe}@{preset}"), geometry, visual, {"ecl": 2}), visual)

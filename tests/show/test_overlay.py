@@ -24,7 +24,8 @@ from processed import PROCESSORS, Item, inputs, unmixed
 import tokenprune
 from tokenprune import Scorer
 from tokenprune.errors import TokenpruneError
-from tokenprune.families import llava, llava_next, qwen2_5_vl, video_llava
+from tokenprune.families import grids, llava, qwen2_5_vl, tiles
+from tokenprune.parts.adapter import Given
 from tokenprune.show import overlay
 
 CASES = {  # processor: picture (width, height) -> size of a patch in it, of each panel
@@ -132,7 +133,7 @@ def transposed(panels: int, rows: int, columns: int) -> torch.Tensor:
     return boxes.transpose(1, 2).flatten(0, 2)
 
 
-GRID = llava.grid_boxes
+GRID = grids.grid_boxes
 
 
 def all_places(case: str, sizes: list[tuple[int, int]]) -> None:
@@ -142,8 +143,8 @@ def all_places(case: str, sizes: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("case", ["llava", "llava_next", "video_llava", "qwen2_5_vl"])
 def test_a_transposed_grid_would_be_found(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for family in (llava, llava_next, video_llava, qwen2_5_vl):
-        monkeypatch.setattr(family, "grid_boxes", transposed)
+    for module in (grids, tiles, qwen2_5_vl):
+        monkeypatch.setattr(module, "grid_boxes", transposed)
     with pytest.raises(AssertionError):
         all_places(case, list(CASES[case]))
 
@@ -282,6 +283,30 @@ def test_the_processor_may_be_given_to_prune() -> None:
     assert drawn.tobytes() != pruning.overlay(tall, processor=PROCESSORS["llava"]).tobytes()
 
 
+def test_an_adapter_is_told_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor, also that of `prune`, and the size of the batch's first picture: the one that is shown."""
+    told: list[Given] = []
+
+    def boxes(self: Any, given: Given) -> Any:
+        told.append(given)
+        return own(self, given)
+
+    own = llava.LlavaAdapter.boxes
+    monkeypatch.setattr(llava.LlavaAdapter, "boxes", boxes)
+    tall, wide, process = dotted((64, 96), None), dotted((96, 64), None), PROCESSORS["llava"]
+    given = inputs("llava", [[tall, wide], [wide]])
+    with tokenprune.prune(model("llava"), "divprune", processor=process) as pruning, torch.no_grad():
+        model("llava")(**given)
+    pruning.overlay(tall, given)
+    pruning.overlay([np.asarray(tall)], given, processor=(other := PROCESSORS["llava, padded"]))
+    pruning.overlay(wide, given, picture=1)
+    pruning.overlay(wide, prompt=1)
+    assert [(one.processor, one.sizes) for one in told] == [
+        (process, ((96, 64),)), (other, ((96, 64),)), (process, ()), (process, ())
+    ]  # fmt: skip
+    assert [one.inputs for one in told] == [given, given, given, {}]
+
+
 def test_what_is_missing_is_said() -> None:
     tall, lm = dotted((64, 96), PLACES[0]), unmixed("llava")
     pruning = tokenprune.prune(lm, "random")
@@ -405,7 +430,7 @@ def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
 def test_a_full_feature_tower_has_a_token_for_cls() -> None:
     config = copy.deepcopy(model("llava").config)
     config.vision_feature_select_strategy = "full"
-    boxes = llava.picture_boxes(config)
+    boxes = grids.picture_boxes(config)
     assert boxes.shape == (17, 5)
     assert boxes[0, 1:].isnan().all()
     assert not boxes[1:].isnan().any()

@@ -28,8 +28,8 @@ from tokenprune.errors import (
     TokenpruneError,
     UnsupportedModelError,
 )
+from tokenprune.families.clip_tower import ClipTower
 from tokenprune.families.llava import LlavaAdapter
-from tokenprune.families.towers import ClipTower
 from tokenprune.parts.scorer import VisionScorer
 from tokenprune.recipe import load
 from tokenprune.seen.pictures import Pictures, Ranking

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from ..errors import LayerError, TokenpruneError, UnknownNameError
-from ..plan.cost import SHAPES, geometry, visual_tokens
+from ..plan.cost import PUBLISHED, geometry, visual_tokens
 from ..registry import KINDS
 from . import tables
 
@@ -29,13 +29,13 @@ OverridesArgument = Annotated[
 BudgetOption = Annotated[
     str | None, typer.Option(help="Rescale all keeps to this average over the layers: tokens (192) or a share (1/3).")
 ]
-ShapeOption = Annotated[str, typer.Option(help=f"{', '.join(SHAPES)}, or a local config.json.")]
+ShapeOption = Annotated[str, typer.Option(help=f"{', '.join(PUBLISHED)}, or a local config.json.")]
 TextOption = Annotated[int, typer.Option(min=0, help="Text tokens of the prompt.")]
 VisualOption = Annotated[int | None, typer.Option(min=1, help="Visual tokens of the prompt; by default as the shape.")]
 EclOption = Annotated[int | None, typer.Option(help="Entropy Collapse Layer, if none is shipped for the shape.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-SHAPE, TEXT = "llava-1.5-7b", 64
+SHAPE, TEXT = next(iter(PUBLISHED)), 64
 
 PLURALS = {f"{kind}s": kind for kind in KINDS}
 
@@ -226,7 +226,8 @@ def _broken_promise(recipe: Recipe, promised: int) -> str | None:
 
 def _promised_on(promised: int) -> str:
     """The model shape that a number of tokens is about."""
-    return "llava-next-7b" if promised in (160, 320) or promised > 576 else SHAPE
+    largest = max(PUBLISHED, key=visual_tokens)
+    return largest if promised in (160, 320) or promised > visual_tokens(SHAPE) else SHAPE
 
 
 def _idle(recipe: Recipe, shape: str) -> str | None:

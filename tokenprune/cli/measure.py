@@ -12,7 +12,7 @@ import typer
 
 from .. import outputs
 from ..errors import UnknownNameError
-from ..plan.cost import SHAPES
+from ..plan.cost import PUBLISHED
 from . import tables
 from .analyse import _settings
 from .catalog import BudgetOption
@@ -42,7 +42,7 @@ def bench(
     new_tokens: Annotated[int, typer.Option(min=2, help="Length of the answer.")] = 16,
     output: OutputOption = Path("bench"),
     random_init: Annotated[
-        str | None, typer.Option(help=f"Random weights instead of a model: {', '.join(SHAPES)}.")
+        str | None, typer.Option(help=f"Random weights instead of a model: {', '.join(PUBLISHED)}.")
     ] = None,
     scale: Annotated[str, typer.Option(help="Share of that shape's width and depth, such as 1/8.")] = "1",
     text: Annotated[int, typer.Option(min=2, help="Text tokens of the prompt with --random-init.")] = 60,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ..parts.scheduler import Scheduler
 from ..parts.scorer import Scorer, VisionScorer
 from ..recipe import Pass, Step, VisionPass, load, presets, registered
 from ..registry import registry
-from .families import Family, shipped
+from .families import Family, adapter_of, family_of, named, shipped
 
 Part = str | Mapping[str, Any]
 """A registered name, or its settings as in a recipe; as text, in YAML."""
@@ -43,17 +42,17 @@ def parameters(
 
     Raises UnknownNameError, RecipeError, and TokenpruneError for a family that cannot be had.
     """
-    every = [*shipped(), *map(_family, families)]
+    given = [named(family) for family in families]
     if kind == "adapter":
-        return {f"{name}-{one.name}": (part, one) for name, part, one in _adapters(parts, every)}
+        return dict(pair for part in parts for pair in _adapters(str(_read(kind, part)["name"]), given))
     build: dict[str, Callable[[dict[str, Any]], Mapping[str, Any]]]
-    build = {"scorer": _scorers, "tower_scorer": _tower_scorers, "scheduler": _schedulers, "merger": _mergings}
+    build = {"scorer": _scorers, "vision_scorer": _vision_scorers, "scheduler": _schedulers, "merger": _mergings}
     made: dict[str, Any] = {}
     for part in parts:
-        made.update(build[kind](_read(kind.removeprefix("tower_"), part)))
+        made |= build[kind](_read(kind.removeprefix("vision_"), part))
     if alone or kind == "scheduler":
         return {name: (part, None) for name, part in made.items()}
-    return {f"{name}-{one.name}": (part, one) for name, part in made.items() for one in every}
+    return {f"{name}-{one.name}": (part, one) for name, part in made.items() for one in (*shipped(), *given)}
 
 
 def _read(kind: str, part: Part) -> dict[str, Any]:
@@ -73,12 +72,12 @@ def _read(kind: str, part: Part) -> dict[str, Any]:
 def _scorers(settings: dict[str, Any]) -> dict[str, Scorer]:
     if not issubclass(registry().get("scorer", settings["name"]), Scorer):
         raise TokenpruneError(
-            f"{settings['name']} ranks pictures inside the vision tower: test it with --tokenprune-tower-scorer"
+            f"{settings['name']} ranks pictures inside the vision tower: test it with --tokenprune-vision-scorer"
         )
     return _built("scorer", settings, lambda given: _one({"scorer": given, "schedule": Fixed(layer=0, keep=1)}))
 
 
-def _tower_scorers(settings: dict[str, Any]) -> dict[str, VisionScorer]:
+def _vision_scorers(settings: dict[str, Any]) -> dict[str, VisionScorer]:
     if not issubclass(registry().get("scorer", settings["name"]), VisionScorer):
         raise TokenpruneError(f"{settings['name']} ranks tokens in the decoder: test it with --tokenprune-scorer")
     step = {"tower": "vision", "schedule": Fixed(layer=0, keep=1)}
@@ -105,9 +104,9 @@ def _built(
     except RecipeError as error:
         fault = error
     if len(settings) == 1:
-        thing = registry().get("scheduler" if key == "schedule" else key, name)
+        kind = registry().get("scheduler" if key == "schedule" else key, name)
         steps = [step for step in _passes() if key == "schedule" or isinstance(step, VisionPass) == tower]
-        used = [getattr(step, key) for step in steps if type(getattr(step, key)) is thing]
+        used = [getattr(step, key) for step in steps if type(getattr(step, key)) is kind]
         made += [part for i, part in enumerate(used) if part not in made and part not in used[:i]]
     if not made:
         raise fault or RecipeError(name, ["no settings"])
@@ -138,7 +137,7 @@ def _mergings(settings: dict[str, Any]) -> dict[str, Merging]:
         if isinstance(step, Pass) and type(step.merge) is merger
     }
     return {
-        f"{name}-{scorer}": Merging(name, made, thing) for scorer, thing in (scorers or {"random": Random()}).items()
+        f"{name}-{label}": Merging(name, made, scorer) for label, scorer in (scorers or {"random": Random()}).items()
     }
 
 
@@ -158,37 +157,18 @@ def _passes() -> tuple[Step, ...]:
     return tuple(found)
 
 
-def _adapters(parts: Sequence[Part], every: Sequence[Family]) -> Iterator[tuple[str, Adapter, Family]]:
-    for part in parts:
-        name = str(_read("adapter", part)["name"])
-        thing = registry().get("adapter", name)
-        mine = [one for one in every if thing is _adapter_of(one)]
-        if not mine:
-            raise TokenpruneError(
-                f"there is no tiny model for the adapter {name!r}: write a tokenprune.contract.families.Family whose "
-                "config has one of its model types, and name it in `families` of the test's class, or give "
-                "--tokenprune-family MODULE:NAME"
-            )
-        yield from ((name, thing(), one) for one in mine)
-
-
-def _adapter_of(family: Family) -> type[Adapter] | None:
-    with suppress(TokenpruneError):  # its adapter is not registered
-        return type(registry().adapter(family.model().config))
-    return None
-
-
-def _family(where: str | Family) -> Family:
-    if isinstance(where, Family):
-        return where
-    module, _, name = where.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise TokenpruneError(f"there is no family {where!r} ({error}): give MODULE:NAME of a Family") from error
-    if not isinstance(found, Family):
-        raise TokenpruneError(f"{where} must be a tokenprune.contract.families.Family, got {type(found).__name__}")
-    return found
+def _adapters(name: str, given: Sequence[Family]) -> Iterator[tuple[str, tuple[Adapter, Family]]]:
+    """An adapter with the tiny models that it brings, and those that are given and its own."""
+    adapter = registry().get("adapter", name)
+    brought = [family_of(tiny) for tiny in vars(adapter).get("tiny", ())]
+    mine = [one for one in (*brought, *given) if adapter is adapter_of(one)]
+    if not mine:
+        raise TokenpruneError(
+            f"there is no tiny model for the adapter {name!r}: give its class an attribute `tiny`, or write a "
+            "tokenprune.contract.families.Family whose config has one of its model types, and name it in `families` of "
+            "the test's class, or give --tokenprune-family MODULE:NAME"
+        )
+    yield from ((f"{name}-{one.name}", (adapter(), one)) for one in mine)
 
 
 def layer_of(scorer: Scorer, merger: Merger | None = None) -> int:

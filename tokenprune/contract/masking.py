@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import registry
+from ..model.anatomy import Anatomy
 from ..state.view import View
 
 
@@ -28,8 +28,7 @@ def hidden_by_mask(
     after which of the steps that happens, and what is left then. `folded[L]` are rows (in the order of the view) that
     take the place of the kept columns on their way into block L of the prefill.
     """
-    adapter = registry().adapter(model.config)
-    decoder = adapter.decoder(adapter.base(model))
+    anatomy = Anatomy.of(model)
     valid = attention_mask.bool()
     b, s = valid.shape
     renumbered = (views if compact else {}) if isinstance(compact, bool) else compact
@@ -67,12 +66,11 @@ def hidden_by_mask(
         kwargs = {**kwargs, "attention_mask": mask}
         if (numbered := seen(block, renumbered)) is not None:
             positions = (torch.cat([numbered, later], dim=1).cumsum(1) - 1).clamp_min(0)[:, past:]
-            kwargs["position_embeddings"] = adapter.rotary(decoder, hidden, positions)
+            kwargs["position_embeddings"] = anatomy.rotary(hidden, positions)
         return args, kwargs
 
     handles = [
-        block.register_forward_pre_hook(partial(enter, i), with_kwargs=True)
-        for i, block in enumerate(adapter.blocks(decoder))
+        block.register_forward_pre_hook(partial(enter, i), with_kwargs=True) for i, block in enumerate(anatomy.blocks)
     ]
     try:
         yield

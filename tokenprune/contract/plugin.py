@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("scorer", "tower_scorer", "scheduler", "merger", "adapter")
+KINDS = ("scorer", "vision_scorer", "scheduler", "merger", "adapter")
 HOME = Path(__file__).parent
 MODULES = [f"{__package__}.test_{kind}" for kind in KINDS]
 

@@ -8,49 +8,70 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..api import prune
 from ..builtin.schedules import Fixed, Spread, Table
 from ..builtin.scorers.diversity import Diversity
 from ..builtin.scorers.random import Random
 from ..errors import TokenpruneError
+from ..model.anatomy import Anatomy
 from ..parts.adapter import Adapter, Given
+from ..parts.attention import RotaryTables
 from ..parts.scheduler import Scheduler
 from ..state.prompt import Prompt
 from .base import Contract
 from .families import ONE, RAGGED, Family
-from .looking import Tried, same, watched
 from .masking import hidden_by_mask
+from .trials import Tried, same, watched
 
 
 class Run:
     """One unpruned, eager prefill of a prompt: what entered and left modules."""
 
     def __init__(self, adapter: Adapter, family: Family) -> None:
-        self.model = family.model("eager")
-        self.given = family.inputs(ONE)
-        self.base = adapter.base(self.model)
-        self.decoder = adapter.decoder(self.base)
-        self.blocks = adapter.blocks(self.decoder)
-        self.calls: dict[int, tuple[Any, Any, Any]] = {}
-        watched = [*self.blocks, *(part for block in self.blocks for part in adapter.attention(block).modules.values())]
-        handles = [part.register_forward_hook(self._note, with_kwargs=True) for part in watched]
+        self.model, self.inputs = family.model("eager"), family.inputs(ONE)
+        self.anatomy = Anatomy.of(self.model, adapter)
+        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+        projections = [
+            module for block in range(self.anatomy.depth) for module in self.anatomy.attention(block).modules.values()
+        ]
+        hooks = [
+            module.register_forward_hook(self._note, with_kwargs=True)
+            for module in (self.anatomy.decoder, *self.anatomy.blocks, *projections)
+        ]
         try:
             with torch.no_grad():
-                self.out = self.model(**self.given, output_attentions=True, output_hidden_states=True)
+                self.out = self.model(**self.inputs, output_attentions=True, output_hidden_states=True)
         finally:
-            for handle in handles:
-                handle.remove()
+            for hook in hooks:
+                hook.remove()
 
-    def _note(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.calls[id(module)] = args, kwargs, output
 
-    def entering(self, block: Any) -> Tensor:
-        return self.calls[id(block)][0][0]
+    def entering(self, block: int) -> Tensor:
+        """Hidden states, `b s d`."""
+        hidden: Tensor = self.calls[id(self.anatomy.blocks[block])][0][0]
+        return hidden
 
-    def of(self, module: Any) -> Any:
-        return self.calls[id(module)][2]
+    def additions(self) -> dict[int, Tensor]:
+        """What the adapter finds in the decoder's arguments."""
+        given = self.calls[id(self.anatomy.decoder)][1]
+        left, added = self.anatomy.adapter.additions(dict(given))
+        assert left.keys() <= given.keys()
+        return added
+
+    def tables(self, block: int) -> RotaryTables:
+        """Rotary tables that the block got."""
+        tables: RotaryTables = self.calls[id(self.anatomy.blocks[block])][1]["position_embeddings"]
+        return tables
+
+    def of(self, module: nn.Module) -> Tensor:
+        """What a module gave: of a block, its hidden states."""
+        output = self.calls[id(module)][2]
+        found: Tensor = output[0] if isinstance(output, tuple) else output
+        return found
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -65,31 +86,41 @@ class TestAdapter(Contract):
 
     def test_blocks_are_all_and_in_order(self, adapter: Adapter, family: Family) -> None:
         run = Run(adapter, family)
-        assert len(run.blocks) == run.decoder.config.num_hidden_layers  # type: ignore[union-attr]
-        assert len(run.blocks) >= 4, "give a tiny model of four blocks or more"
-        for block, state in zip(run.blocks, run.out.hidden_states, strict=False):
+        assert run.anatomy.depth == run.anatomy.text.num_hidden_layers
+        assert run.anatomy.depth >= 4, "give a tiny model of four blocks or more"
+        for block, state in zip(range(run.anatomy.depth), run.out.hidden_states, strict=False):
             assert torch.equal(run.entering(block), state), "blocks are not in the order in which they run"
+
+    def test_additions_are_what_comes_between_blocks(self, adapter: Adapter, family: Family) -> None:
+        """What enters a block is what left the one before it, and what the decoder adds there."""
+        run = Run(adapter, family)
+        added = run.additions()
+        assert all(0 <= block < run.anatomy.depth for block in added)
+        for block in range(run.anatomy.depth - 1):
+            left = run.of(run.anatomy.blocks[block])
+            rows = added.get(block, torch.zeros_like(left))
+            assert rows.shape == left.shape
+            close(run.entering(block + 1), left + rows)
 
     def test_visual_columns_are_where_pictures_go(self, adapter: Adapter, family: Family) -> None:
         """What enters block 0 differs from the embedding of the ids exactly there."""
         run = Run(adapter, family)
-        ids = run.given["input_ids"]
-        visual = adapter.visual(run.model.config, ids)
+        ids = run.inputs["input_ids"]
+        visual = run.anatomy.visual(ids)
         assert visual.dtype == torch.bool
         assert visual.shape == ids.shape
         assert visual.any()
         with torch.no_grad():
             embedded = run.model.get_input_embeddings()(ids)
-        assert torch.equal(visual, (run.entering(run.blocks[0]) != embedded).any(-1))
+        assert torch.equal(visual, (run.entering(0) != embedded).any(-1))
 
     def test_projections_are_what_the_model_computes(self, adapter: Adapter, family: Family) -> None:
-        """`project` gives what the layers of `projections` gave; heads have one size."""
+        """`Attention.project` gives what its modules gave; heads have one size."""
         run = Run(adapter, family)
-        for block in run.blocks:
-            attention = adapter.attention(block)
-            found = attention.modules
-            assert sorted(found) == ["keys", "queries", "values"]
-            for name, module in found.items():
+        for block in range(run.anatomy.depth):
+            attention = run.anatomy.attention(block)
+            assert sorted(attention.modules) == ["keys", "queries", "values"]
+            for name, module in attention.modules.items():
                 output = run.of(module)[0]
                 assert output.shape[-1] % attention.size == 0
                 with torch.no_grad():
@@ -113,20 +144,23 @@ class TestAdapter(Contract):
 
     def test_the_norm_is_the_decoders_last(self, adapter: Adapter, family: Family) -> None:
         run = Run(adapter, family)
-        last = run.of(run.blocks[-1])
         with torch.no_grad():
-            found = adapter.norm(run.decoder, (last[0] if isinstance(last, tuple) else last)[0])
+            found = run.anatomy.norm(run.of(run.anatomy.blocks[-1])[0])
         close(found, run.out.hidden_states[-1][0])
 
     def test_rotary_tables_are_the_models_own(self, adapter: Adapter, family: Family) -> None:
         run = Run(adapter, family)
-        hidden = run.entering(run.blocks[0])
-        positions = torch.arange(hidden.shape[1])[None]
-        tables = adapter.rotary(run.decoder, hidden, positions)
+        hidden = run.entering(0)
+        tables = run.anatomy.rotary(hidden, torch.arange(hidden.shape[1])[None])
         if tables is None:
             pytest.skip("positions of this family cannot be renumbered")
-        for made, own in zip(tables, run.calls[id(run.blocks[0])][1]["position_embeddings"], strict=True):
+        for made, own in zip(tables, run.tables(0), strict=True):
             close(made, own)
+
+    def test_published_models_are_of_its_family(self, adapter: Adapter) -> None:
+        for form in vars(type(adapter)).get("published", ()):
+            assert form.sizes.family == form.config["model_type"]
+            assert form.sizes.family in adapter.model_types
 
     def test_boxes_are_as_many_as_tokens(self, adapter: Adapter, family: Family) -> None:
         """By placeholder, picture after picture; each has a size, or is NaN."""
@@ -159,15 +193,15 @@ class TestAdapter(Contract):
         tower = adapter.vision_adapter()
         if tower is None:
             pytest.skip("states of this family's vision tower cannot be read")
-        base = adapter.base(family.model())
-        for module in tower.towers(base):
+        anatomy = Anatomy.of(family.model(), adapter)
+        for module in tower.towers(anatomy.base):
             depth = len(tower.blocks(module))
-            assert 0 <= tower.features(family.model().config, depth) < depth
+            assert 0 <= tower.features(anatomy.config, depth) < depth
         states: list[Tensor] = []
 
         def attempt(tried: Tried) -> None:
-            look = tried.seen.vision
-            states.extend([look.features(), look.keys(), look.salience(), look.received(), look.places])
+            vision = tried.seen.vision
+            states.extend([vision.features(), vision.keys(), vision.salience(), vision.received(), vision.places])
             assert all(len(state) == tried.n for state in states[-5:])
 
         tries = watched(family, torch.float32, 0, ("features",), attempt)
@@ -179,7 +213,7 @@ class TestAdapter(Contract):
             assert len(set(known)) == len(known) > 0, "two tokens have one place"
 
     def test_passes_inside_the_tower_drop_what_they_say(self, adapter: Adapter, family: Family) -> None:
-        """After every block; and right before the projector, where nobody looks at them, as hidden by a mask."""
+        """After every block; and right before the projector, where nothing reads them any more, as hidden by a mask."""
         tower = adapter.vision_adapter()
         if tower is None or tower.refuse(family.model().config):
             pytest.skip("this family's vision tower cannot be pruned")

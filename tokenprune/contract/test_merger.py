@@ -12,7 +12,7 @@ from ..builtin.schedules import Fixed
 from .base import Contract
 from .cases import Merging, layer_of
 from .families import RAGGED, Family
-from .looking import KEEP, Tried, Words, merged
+from .trials import KEEP, Tried, Words, merged
 
 TRIALS = ("once", "nothing dropped", "nothing kept", "tokens alike")
 

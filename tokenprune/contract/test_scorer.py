@@ -14,7 +14,7 @@ from ..parts.scorer import Scorer
 from .base import Contract
 from .cases import layer_of
 from .families import ONE, RAGGED, Family
-from .looking import KEEP, Tried, Words, scored
+from .trials import KEEP, Tried, Words, scored
 
 
 def check(tried: Tried, trial: str, n: int) -> None:

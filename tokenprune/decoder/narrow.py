@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import ops
-from ..parts.adapter import RotaryTables
+from ..parts.attention import RotaryTables
 from ..state.prompt import Prompt
 from ..state.view import View
 from . import source

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from ..model.taps import Taps
 from ..parts import guard
-from ..parts.adapter import RotaryTables
+from ..parts.attention import RotaryTables
 from ..state.prompt import Prompt, ViewLayers
 from .inputs import Given
 from .pipeline import Pipeline

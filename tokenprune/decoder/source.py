@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import PromptError
 from ..parts import guard
-from ..parts.adapter import Attention, RotaryTables
+from ..parts.attention import Attention, RotaryTables
 from ..seen.prompt import Block, Name, Seen
 from ..seen.vision import Vision
 from ..state import cache as caches

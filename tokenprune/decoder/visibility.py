@@ -18,7 +18,7 @@ from transformers.masking_utils import create_causal_mask
 
 from .. import ops
 from ..errors import PromptError
-from ..parts.adapter import RotaryTables
+from ..parts.attention import RotaryTables
 from ..state import cache as caches
 from .run import ForwardPass, Held, Mask
 

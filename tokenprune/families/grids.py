@@ -19,6 +19,23 @@ def grid_boxes(panels: int, rows: int, columns: int) -> Float[Tensor, "panels*ro
     return boxes.reshape(-1, 5).float()
 
 
+def picture_boxes(config: Any) -> Float[Tensor, "n 5"]:
+    """A square grid of CLIP's patches; a CLS token stands before it where the model takes all that CLIP gives."""
+    side = tower_grid(config)
+    boxes = grid_boxes(1, side, side)
+    full = config.vision_feature_select_strategy == "full" and config.vision_config.model_type == "clip_vision_model"
+    return torch.cat([nowhere(boxes[:1]), boxes]) if full else boxes
+
+
+def video_boxes(config: Any, frames: int) -> Float[Tensor, "n 5"]:
+    """A panel for each frame: a CLS token, and a square grid of CLIP's patches."""
+    side = tower_grid(config)
+    frame = grid_boxes(1, side, side)
+    frame = torch.cat([nowhere(frame[:1]), frame])
+    panels = torch.arange(frames).repeat_interleave(len(frame))[:, None]
+    return torch.cat([panels, frame[:, 1:].repeat(frames, 1)], dim=1)
+
+
 def tower_grid(config: Any) -> int:
     """Patches along one side of the square picture that a vision tower sees."""
     return config.vision_config.image_size // config.vision_config.patch_size

@@ -8,25 +8,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..parts.adapter import Adapter, Given
-from ..parts.vision import VisionAdapter
+from .forms.qwen2_5_vl import PUBLISHED, TINY
 from .grids import grid_boxes
-from .towers import WindowTower
+from .window_tower import WindowTower
 
 
 class Qwen2_5VLAdapter(Adapter):
     """`Qwen2_5_VLForConditionalGeneration`. M-RoPE positions are places in a picture: they are never renumbered."""
 
     model_types = ("qwen2_5_vl",)
+    published = (PUBLISHED,)
+    tiny = (TINY,)
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         merged = given.config.vision_config.spatial_merge_size
+        tokens = {"image_grid_thw": given.config.image_token_id, "video_grid_thw": given.config.video_token_id}
         return {
             token: [grid_boxes(int(t), int(h) // merged, int(w) // merged) for t, h, w in given.inputs.get(grids, ())]
-            for token, grids in (
-                (given.config.image_token_id, "image_grid_thw"),
-                (given.config.video_token_id, "video_grid_thw"),
-            )
+            for grids, token in tokens.items()
         }
 
-    def vision_adapter(self) -> VisionAdapter:
+    def vision_adapter(self) -> WindowTower:
         return WindowTower()

@@ -6,34 +6,31 @@ from collections.abc import Iterable, Mapping
 from itertools import repeat
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..parts.adapter import Adapter, Box, Given
-from ..parts.vision import VisionAdapter
-from .grids import clip_window, grid_boxes, nowhere, tower_grid
-from .llava import picture_boxes
-from .towers import TwoTowers
+from .clip_tower import ClipTower
+from .forms.video_llava import PUBLISHED, TINY
+from .grids import clip_window, picture_boxes, video_boxes
 
 
 class VideoLlavaAdapter(Adapter):
     """`VideoLlavaForConditionalGeneration`. A video frame has 257 tokens (its CLS goes through), a picture 256."""
 
     model_types = ("video_llava",)
+    published = (PUBLISHED,)
+    tiny = (TINY,)
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
-        side = tower_grid(given.config)
-        videos = []
-        for video in given.inputs.get("pixel_values_videos", ()):
-            frame = grid_boxes(1, side, side)
-            frame = torch.cat([nowhere(frame[:1]), frame])
-            panels = torch.arange(len(video)).repeat_interleave(len(frame))[:, None]
-            videos.append(torch.cat([panels, frame[:, 1:].repeat(len(video), 1)], dim=1))
-        return {given.config.image_token_id: repeat(picture_boxes(given.config)), given.config.video_token_id: videos}
+        config, videos = given.config, given.inputs.get("pixel_values_videos", ())
+        return {
+            config.image_token_id: repeat(picture_boxes(config)),
+            config.video_token_id: [video_boxes(config, len(video)) for video in videos],
+        }
 
     def window(self, processor: Any, width: int, height: int) -> Box:
         return clip_window(processor, width, height)
 
-    def vision_adapter(self) -> VisionAdapter:
-        return TwoTowers()
+    def vision_adapter(self) -> ClipTower:
+        return ClipTower(names=("image_tower", "video_tower"))

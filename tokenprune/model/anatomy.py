@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..parts.adapter import Adapter, Attention, RotaryTables
+from ..parts.adapter import Adapter
+from ..parts.attention import Attention, RotaryTables
 from ..registry import registry
 
 

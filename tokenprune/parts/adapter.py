@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .attention import Attention, RotaryTables
+from .published import Published
+from .tiny import Tiny
 from .vision import VisionAdapter
-
-RotaryTables = tuple[Tensor, Tensor]
-"""cos and sin, each `b s dh`."""
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom; 0 to 1 is the whole picture."""
@@ -30,60 +29,13 @@ class Given:
         config: of the model.
         inputs: what the processor returned; may be empty.
         processor: that made them, if there is one.
-        sizes: height and width of each picture, in the order of the batch, where they are known.
+        sizes: height and width of the first pictures of the batch, of as many as are known.
     """
 
     config: Any
     inputs: Mapping[str, Any]
     processor: Any = None
     sizes: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """One decoder block's attention.
-
-    Attributes:
-        modules: `queries`, `keys`, `values` -> the module whose output holds them before RoPE, heads side by side or
-            on an axis of their own (tensor parallel: this rank's heads).
-        size: dh.
-        scaling: factor on the logits.
-        norm: what rows that enter the block go through before they are projected.
-        rotation: `rotation(queries, keys, cos, sin)`, the attention's own `apply_rotary_pos_emb`.
-    """
-
-    modules: Mapping[str, nn.Module]
-    size: int
-    scaling: float
-    norm: Callable[[Tensor], Tensor]
-    rotation: Callable[..., tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, block: Any) -> Attention:
-        """As Llama's blocks have it, and most others of transformers."""
-        own = block.self_attn
-        return cls(
-            modules={"queries": own.q_proj, "keys": own.k_proj, "values": own.v_proj},
-            size=own.head_dim,
-            scaling=own.scaling,
-            norm=block.input_layernorm,
-            rotation=sys.modules[type(own).__module__].apply_rotary_pos_emb,
-        )
-
-    def heads(self, rows: Float[Tensor, "r *w"]) -> Float[Tensor, "heads r dh"]:
-        """What a module gave for some rows, head by head."""
-        return rows.reshape(len(rows), -1, self.size).transpose(0, 1)
-
-    def project(self, name: str, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r w"]:
-        """What `modules[name]` would give for these rows entering the block."""
-        return self.modules[name](self.norm(hidden))
-
-    def rotate(
-        self, states: Float[Tensor, "h r dh"], cos: Float[Tensor, "r dh"], sin: Float[Tensor, "r dh"]
-    ) -> Float[Tensor, "h r dh"]:
-        """RoPE with the tables of these rows."""
-        batch = states[None]
-        return self.rotation(batch, batch[:, :1], cos[None], sin[None])[0][0]
 
 
 class Adapter(ABC):
@@ -98,18 +50,19 @@ class Adapter(ABC):
     placeholders: ClassVar[tuple[str, ...]] = ("image_token_id", "video_token_id")
     """Config attributes that hold the token ids of visual placeholders; those that a config lacks do not count."""
 
+    published: ClassVar[tuple[Published, ...]] = ()
+    """Models of this family by their sizes, for `--shape` and `--random-init`."""
+
+    tiny: ClassVar[tuple[Tiny, ...]] = ()
+    """Tiny models of this family, for the contract."""
+
     def base(self, model: nn.Module) -> nn.Module:
         """The innermost module around the decoder whose forward takes pictures. The model may be wrapped."""
         owner = next((part for part in model.modules() if hasattr(part, "get_decoder")), model)  # wrappers may not
         decoder = owner.get_decoder()  # type: ignore[operator]
-        around = {id(model): model}
-        for name, part in model.named_modules():
-            if part is decoder:
-                parents = [model.get_submodule(name[:i]) for i, letter in enumerate(name) if letter == "."]
-                around = {id(each): each for each in [model, *parents]}
-                break
-        taking = [each for each in around.values() if _takes_pictures(each)]
-        return taking[-1] if taking else model
+        path = next((name for name, module in model.named_modules() if module is decoder), "")
+        around = [model, *(model.get_submodule(path[:i]) for i, letter in enumerate(path) if letter == ".")]
+        return next((module for module in reversed(around) if _takes_pictures(module)), model)
 
     def decoder(self, base: nn.Module) -> nn.Module:
         """The text decoder; it has `.config`."""
@@ -132,6 +85,15 @@ class Adapter(ABC):
         if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
             return None  # positions are places in a picture
         return decoder.rotary_emb(hidden, position_ids=positions)  # type: ignore[operator]
+
+    def additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[int, Float[Tensor, "b s d"]]]:
+        """What the decoder itself adds to hidden states between its blocks (deepstack features, say).
+
+        Gets the arguments of the decoder's forward, by name. Gives those arguments without the additions, and the
+        additions by the number of the block whose output they are added to: a row for each column of the prompt, zeros
+        where nothing is added. Columns are dropped and the rest must get its own rows, so the engine adds them.
+        """
+        return kwargs, {}
 
     def visual(self, config: Any, input_ids: Int[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
         """Which columns are placeholders of picture or video tokens."""

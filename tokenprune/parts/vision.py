@@ -13,6 +13,18 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..seen.vision import VisionBlock
 
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Arguments of a module's forward, by position and by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRun:
+    """What was captured of one block: its call, its output and those of its projections. References, no copies."""
+
+    call: Call
+    output: Tensor
+    projected: Mapping[str, Tensor]
+
 
 class VisionAdapter(ABC):
     """Knows one family's vision tower: answers questions about modules and rows, decides nothing.
@@ -47,7 +59,7 @@ class VisionAdapter(ABC):
 
     @abstractmethod
     def read(self, tower: nn.Module, block: nn.Module, run: BlockRun) -> VisionBlock:
-        """What a block computed, from what was seen of it."""
+        """What a block computed, from what was captured of it."""
 
     @abstractmethod
     def sources(self, projected: tuple[int, ...], rows: int) -> Int[Tensor, "m u"]:
@@ -77,16 +89,3 @@ class VisionAdapter(ABC):
     def refuse(self, config: Any) -> str | None:
         """Why passes inside this tower cannot work, or None."""
         return None
-
-
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
-"""Arguments of a module's forward, by position and by name."""
-
-
-@dataclass(frozen=True, eq=False)
-class BlockRun:
-    """What was seen of one tower block: its call, its output and those of its projections. References, no copies."""
-
-    call: Call
-    output: Tensor
-    projected: Mapping[str, Tensor]

@@ -13,37 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TokenpruneError, UnknownNameError, UnsupportedModelError
+from ..families.forms import PUBLISHED as FORMS
+from ..parts.published import Published, Sizes
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class DecoderSize:
-    """Sizes of a decoder, and what its prompts and vision tower are counted in.
-
-    Args:
-        depth: blocks.
-        width: hidden size d.
-        ffn: intermediate size m of the gated feed-forward.
-        heads: query heads H.
-        kv_heads: key/value heads h.
-        head_size: dh.
-        family: model type, for messages.
-        vision_depth: blocks of the vision tower that count, and its projector; 0 if they are not known.
-        pictures: pictures, tiles or frames that make the visual tokens of a prompt.
-        cls: visual tokens that each has besides its patches.
-    """
-
-    depth: int
-    width: int
-    ffn: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    family: str = ""
-    vision_depth: int = 0
-    pictures: int = 1
-    cls: int = 0
+class DecoderSize(Sizes):
+    """What a decoder of these sizes costs."""
 
     @classmethod
     def of(cls, config: Any) -> DecoderSize:
@@ -95,23 +73,25 @@ class DecoderSize:
         return sum(self.tokens(plan, visual)) * per_token / MIB
 
 
-_LLAMA_7B = {"depth": 32, "width": 4096, "ffn": 11008, "heads": 32, "kv_heads": 32, "head_size": 128}
+PUBLISHED = {name: DecoderSize(**vars(form.sizes)) for name, form in FORMS.items()}
+"""The 7B models of the families that are built in. Plugins bring more: see `published`."""
 
-SHAPES = {
-    "llava-1.5-7b": DecoderSize(**_LLAMA_7B, family="llava", vision_depth=24),
-    "llava-next-7b": DecoderSize(**_LLAMA_7B, family="llava_next", vision_depth=24, pictures=5),
-    "video-llava-7b": DecoderSize(**_LLAMA_7B, family="video_llava", vision_depth=24, pictures=8, cls=1),
-    "qwen2.5-vl-7b": DecoderSize(28, 3584, 18944, 28, 4, 128, family="qwen2_5_vl", vision_depth=33),
-}
-"""The four families' 7B models, from their published configs."""
 
-VISUAL = {"llava-1.5-7b": 576, "llava-next-7b": 2880, "video-llava-7b": 2056}
-"""Visual tokens of a prompt in published tables: a picture, NeXT's largest without newlines, a video of 8 frames."""
+def published() -> dict[str, Published]:
+    """Every published model of a registered family, by name; of several with one name, the built-in or first one."""
+    from ..registry import registry
+
+    found = dict(FORMS)
+    for entry in registry().entries["adapter"].values():
+        for form in vars(entry.part).get("published", ()):  # its own, not those of an adapter that it builds on
+            found.setdefault(form.name, form)
+    return found
 
 
 def visual_tokens(shape: str) -> int:
-    """`VISUAL` of a shape; 576 where it depends on the picture."""
-    return VISUAL.get(shape, 576)
+    """Visual tokens of a prompt in published tables; 576 where it depends on the picture."""
+    form = FORMS.get(shape) or published().get(shape)
+    return (form and form.visual) or 576
 
 
 def geometry(name: str) -> DecoderSize:
@@ -121,15 +101,17 @@ def geometry(name: str) -> DecoderSize:
         UnknownNameError: neither a shape nor an existing file.
         TokenpruneError: the file is no config of a model that transformers knows.
     """
-    if name in SHAPES:
-        return SHAPES[name]
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    if form := published().get(name):
+        return DecoderSize(**vars(form.sizes))
     path = Path(name)
     try:
         known = path.exists()
     except OSError:  # no path at all: too long, say
         known = False
     if not known:
-        raise UnknownNameError("shape", name, [*SHAPES, "path/to/config.json"])
+        raise UnknownNameError("shape", name, [*published(), "path/to/config.json"])
     from transformers import AutoConfig
 
     try:

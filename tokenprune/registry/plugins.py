@@ -14,11 +14,6 @@ from typing import Any
 
 import pluggy
 
-from ..parts.adapter import Adapter
-from ..parts.fact import Fact
-from ..parts.merger import Merger
-from ..parts.scheduler import Scheduler
-from ..parts.scorer import Scorer, VisionScorer
 from . import hookspecs
 from .entries import DISTRIBUTION, GROUP, Broken, Entry, Registry, contest
 from .hookspecs import KINDS
@@ -113,6 +108,12 @@ def _unfit(kind: str, name: Any, part: Any) -> str | None:
         return "needs a string for a name"
     if kind == "recipe":
         return None if isinstance(part, Path) and part.is_file() else f"must be the path of a file, got {part!r}"
+    from ..parts.adapter import Adapter  # here, for the command line's help, which needs no torch
+    from ..parts.fact import Fact
+    from ..parts.merger import Merger
+    from ..parts.scheduler import Scheduler
+    from ..parts.scorer import Scorer, VisionScorer
+
     bases: dict[str, tuple[type, ...]] = {"scorer": (Scorer, VisionScorer), "scheduler": (Scheduler,)}
     bases |= {"adapter": (Adapter,), "merger": (Merger,), "fact": (Fact,)}
     if not (isinstance(part, type) and issubclass(part, bases[kind])):

@@ -38,12 +38,25 @@ def placed(
     visual: Bool[Tensor, "b s"],
     inputs: Mapping[str, Any],
     prompt: int,
+    processor: Any = None,
+    sizes: tuple[tuple[int, int], ...] = (),
 ) -> list[Placed]:
     """Pictures and videos of one prompt of a batch (`ids`, and which of them are visual tokens), in its order.
 
-    Raises TokenpruneError if the family cannot tell, or `inputs` (what the processor returned) do not explain them.
+    Args:
+        adapter: of the family.
+        config: of the model.
+        ids: of the batch.
+        visual: which of them are visual tokens.
+        inputs: what the processor returned for the batch.
+        prompt: its row in the batch.
+        processor: what made the inputs, if it is known.
+        sizes: as in `Given`.
+
+    Raises:
+        TokenpruneError: the family cannot tell, or `inputs` do not explain the tokens.
     """
-    grids = adapter.boxes(Given(config, inputs))
+    grids = adapter.boxes(Given(config, inputs, processor, sizes))
     if grids is None:
         raise TokenpruneError(
             f"where the visual tokens of {config.model_type} lie is not known: its adapter has to answer `boxes`"
@@ -126,6 +139,15 @@ def strip(panels: Sequence[Image.Image]) -> Image.Image:
         joined.paste(panel, (at, 0))
         at += panel.width + GAP
     return joined
+
+
+def sizes(shown: Shown, prompt: int, picture: int) -> tuple[tuple[int, int], ...]:
+    """What is known of the sizes of the batch's pictures (`Given.sizes`) when one of them is shown.
+
+    Others are not there to be measured, so it is the size of the first one, or none.
+    """
+    frames = _frames(shown) if prompt == picture == 0 else []
+    return tuple((frame.height, frame.width) for frame in frames[:1])
 
 
 def _frames(shown: Shown) -> list[Image.Image]:

@@ -49,7 +49,7 @@ class Tried(VisionScorer):
     """Ranks as the scorer does, and does to every group of pictures what a test asks for."""
 
     scorer: VisionScorer
-    look: Callable[[Pictures], object]
+    attempt: Callable[[Pictures], object]
     seen: list[int] = field(default_factory=list)
 
     @property
@@ -58,15 +58,15 @@ class Tried(VisionScorer):
 
     def rank(self, pictures: Pictures) -> Ranking:
         self.seen.append(len(pictures.tokens))
-        self.look(pictures)
+        self.attempt(pictures)
         return self.scorer.rank(pictures)
 
 
 def each(
-    scorer: VisionScorer, family: Family, look: Callable[[Pictures], object], dtype: torch.dtype = torch.float32
+    scorer: VisionScorer, family: Family, attempt: Callable[[Pictures], object], dtype: torch.dtype = torch.float32
 ) -> None:
-    """`look` at the pictures of a ragged batch, after every block of the tower."""
-    tried = Tried(scorer, look)
+    """Attempt something with the pictures of a ragged batch, after every block of the tower."""
+    tried = Tried(scorer, attempt)
     step = {"tower": "vision", "scorer": tried, "merge": "nearest", "schedule": Spread(keep=0.4, strategy="mean")}
     model = family.model(dtype=dtype)
     with torch.inference_mode(), prune(model, {"prune": [step]}) as pruning:
@@ -107,30 +107,30 @@ def changed(pictures: Pictures, trial: str) -> Pictures:
 class TestVisionScorer(Contract):
     """What every scorer inside the vision tower must do."""
 
-    def test_its_settings_are_a_value(self, tower_scorer: VisionScorer) -> None:
-        self.check_value(tower_scorer)
+    def test_its_settings_are_a_value(self, vision_scorer: VisionScorer) -> None:
+        self.check_value(vision_scorer)
 
     @pytest.mark.parametrize("trial", TRIALS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_it_ranks_every_token(
-        self, tower_scorer: VisionScorer, family: Family, dtype: torch.dtype, trial: str
+        self, vision_scorer: VisionScorer, family: Family, dtype: torch.dtype, trial: str
     ) -> None:
-        def look(pictures: Pictures) -> None:
+        def attempt(pictures: Pictures) -> None:
             shown = changed(pictures, trial)
-            check(tower_scorer.rank(shown), shown)
+            check(vision_scorer.rank(shown), shown)
 
-        each(tower_scorer, family, look, dtype)
+        each(vision_scorer, family, attempt, dtype)
 
     def test_it_gives_the_same_twice_and_leaves_what_it_is_shown(
-        self, tower_scorer: VisionScorer, family: Family
+        self, vision_scorer: VisionScorer, family: Family
     ) -> None:
         """Also torch's random state: who samples answers would get others."""
 
-        def look(pictures: Pictures) -> None:
+        def attempt(pictures: Pictures) -> None:
             shown = {**states(pictures), **{name: getattr(pictures, name) for name in FIELDS}}
             before = {name: tensor.clone() for name, tensor in shown.items()}
             random = torch.get_rng_state()
-            once, again = tower_scorer.rank(pictures), tower_scorer.rank(pictures)
+            once, again = vision_scorer.rank(pictures), vision_scorer.rank(pictures)
             assert torch.equal(once.scores, again.scores), "two calls gave different scores"
             assert (once.into is None) == (again.into is None)
             assert once.into is None or torch.equal(once.into, again.into)  # type: ignore[arg-type]
@@ -138,12 +138,12 @@ class TestVisionScorer(Contract):
             for name, tensor in shown.items():
                 assert torch.equal(before[name], tensor), f"work on a copy of {name}"
 
-        each(tower_scorer, family, look)
+        each(vision_scorer, family, attempt)
 
-    def test_pictures_do_not_see_each_other(self, tower_scorer: VisionScorer, family: Family) -> None:
-        def look(pictures: Pictures) -> None:
-            together = tower_scorer.rank(pictures).scores
+    def test_pictures_do_not_see_each_other(self, vision_scorer: VisionScorer, family: Family) -> None:
+        def attempt(pictures: Pictures) -> None:
+            together = vision_scorer.rank(pictures).scores
             alone = cut(pictures, slice(1), pictures.keep)
-            torch.testing.assert_close(tower_scorer.rank(alone).scores, together[:1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(vision_scorer.rank(alone).scores, together[:1], rtol=1e-4, atol=1e-5)
 
-        each(tower_scorer, family, look)
+        each(vision_scorer, family, attempt)

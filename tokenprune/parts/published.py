@@ -1,0 +1,77 @@
+"""A published model, as numbers: what it costs can be told, and built with random weights, without a download.
+
+Nothing here imports torch, so that help texts can name the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE, VIDEO = 32000, 32001
+"""Token ids of placeholders in models built with random weights; all text is below."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a decoder, and what its prompts and vision tower are counted in.
+
+    Attributes:
+        depth: blocks.
+        width: hidden size d.
+        ffn: intermediate size m of the gated feed-forward.
+        heads: query heads H.
+        kv_heads: key/value heads h.
+        head_size: dh.
+        family: model type, for messages.
+        vision_depth: blocks of the vision tower that count, and its projector; 0 if they are not known.
+        pictures: pictures, tiles or frames that make the visual tokens of a prompt.
+        cls: visual tokens that each has besides its patches.
+    """
+
+    depth: int
+    width: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    family: str = ""
+    vision_depth: int = 0
+    pictures: int = 1
+    cls: int = 0
+
+
+def _nothing(depth: int, width: int) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Published:
+    """A model of a family as it was published, and one picture or video for it.
+
+    Attributes:
+        name: in `--shape` and `--random-init`, such as llava-1.5-7b.
+        sizes: of its decoder; `family` is one of its adapter's model types.
+        config: what its config holds besides the tower's and the decoder's, `model_type` among it.
+        vision: the config of its vision tower.
+        text: what its decoder's config holds besides the sizes.
+        pixels: shapes of the inputs that hold one picture or video, drawn at random.
+        numbers: other inputs that come with it (its size, say), as lists.
+        visual: visual tokens of a prompt in published tables, where they do not depend on the picture.
+        placeholder: the token id that the picture or video replaces.
+        marks: inputs that hold this number at visual columns, and 0 at all others.
+        follows: from the blocks of its tower and the width of its decoder, what of the tower's config follows.
+    """
+
+    name: str
+    sizes: Sizes
+    config: Mapping[str, Any]
+    vision: Mapping[str, Any]
+    text: Mapping[str, Any]
+    pixels: Mapping[str, tuple[int, ...]]
+    numbers: Mapping[str, list[Any]] = field(default_factory=dict)
+    visual: int | None = None
+    placeholder: int = IMAGE
+    marks: Mapping[str, int] = field(default_factory=dict)
+    follows: Callable[[int, int], Mapping[str, Any]] = _nothing
