@@ -19,7 +19,7 @@ import tokenprune
 from tokenprune.errors import LayerError, TokenpruneError, UnknownNameError
 from tokenprune.lab import plots
 from tokenprune.lab import random_models as shapes
-from tokenprune.lab.bench import HEADER, UNPRUNED, Bench, Flops, Measured, Run, Stopwatch, at_layer, table, watched
+from tokenprune.lab.bench import HEADER, UNPRUNED, Bench, Flops, Measured, Run, Stopwatch, table, told, watched
 from tokenprune.lab.loading import encode, load_model, without_pixels
 from tokenprune.lab.pico.scenes import held_out
 from tokenprune.plan.cost import PUBLISHED, DecoderSize
@@ -138,7 +138,7 @@ def test_recipes_that_read_the_tower_and_the_question_are_measured(recipe: str) 
 
 
 def test_the_layer_may_be_said() -> None:
-    recipe = at_layer(load("entropyprune"), 4)
+    recipe = told(load("entropyprune"), {"ecl": 4})
     with torch.no_grad(), tokenprune.prune(model("llava"), recipe) as pruning:
         model("llava")(**inputs("llava", BATCHES["one"]))
     assert [stage.layer for stage in pruning.report().stages] == [4]
