@@ -1,1 +1,1 @@
-"""Built-in adapters: a family in one file, beside what several share (towers, grids) and `forms`, families as models."""
+"""Built-in adapters: a family in one file, what several share (towers, grids), and `forms`: families as models."""
