@@ -106,6 +106,13 @@ def contract(site: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return run(site, "-m", "pytest", "-p", "no:cacheprovider", "--pyargs", "tokenprune.contract", *options)
 
 
+def test_templates_are_installed(site: Path) -> None:
+    here, there = create.TEMPLATES, site / "site" / "tokenprune" / "cli" / "templates"
+    files = {path.relative_to(here) for path in here.rglob("*.txt")}
+    assert {path.parts[0] for path in files} == {*create.KINDS, "pyproject.toml.txt"}
+    assert files == {path.relative_to(there) for path in there.rglob("*.txt")}
+
+
 def test_a_new_plugin_is_whole(site: Path) -> None:
     files = {str(path.relative_to(site / "tokenprune-loud")) for path in (site / "tokenprune-loud").rglob("*.*")}
     named = {"tokenprune_loud.py", "tokenprune_loud.yaml", "tests/test_tokenprune_loud.py"}

@@ -259,6 +259,16 @@ def test_model_types_given_as_one_word_are_not_taken_letter_by_letter(install: I
         registry().adapter(SimpleNamespace(model_type="x"))
 
 
+@pytest.mark.parametrize("field", ["published = 'mine-7b'", "published = ('mine-7b',)", "tiny = None"])
+def test_forms_that_are_none_are_named(field: str, install: Install) -> None:
+    """Found when they are registered, not by whoever lists published models or tests the adapter."""
+    code = HEAD + f"from tokenprune import Adapter\nclass Mine(Adapter):\n  model_types = ('mine',)\n  {field}\n"
+    install("bad-plugin", code + "@hookimpl\ndef tokenprune_adapters(): return {'mine': Mine}\n")
+    with pytest.warns(UserWarning, match=f"bad-plugin.*adapter 'mine' names in {field.partition(' ')[0]} what is none"):
+        registry()
+    check_builtins_are_there()
+
+
 def test_an_adapter_that_names_no_model_types_does_not_take_the_others_down(install: Install) -> None:
     code = HEAD + "from tokenprune import Adapter\nclass Mine(Adapter): pass\n"
     install("bad-plugin", code + "@hookimpl\ndef tokenprune_adapters(): return {'mine': Mine}\n")

@@ -1,1 +1,1 @@
-"""Built-in adapters: one model family, one file."""
+"""Built-in adapters: a family in one file, what several share (towers, grids), and `forms`: families as models."""

@@ -121,9 +121,22 @@ def _unfit(kind: str, name: Any, part: Any) -> str | None:
     if missing := sorted(getattr(part, "__abstractmethods__", ())):
         return f"does not implement {', '.join(missing)}"
     if kind == "adapter":
-        types = getattr(part, "model_types", None)
-        return None if isinstance(types, tuple) and types else f"names no model_types: expected a tuple, got {types!r}"
+        return _unfit_adapter(part)
     return None if dataclasses.is_dataclass(part) else "must be a dataclass: its fields are its settings"
+
+
+def _unfit_adapter(adapter: Any) -> str | None:
+    from ..parts.published import Published
+    from ..parts.tiny import Tiny
+
+    types = getattr(adapter, "model_types", None)
+    if not (isinstance(types, tuple) and types):
+        return f"names no model_types: expected a tuple, got {types!r}"
+    for field, kind in (("published", Published), ("tiny", Tiny)):
+        forms = getattr(adapter, field)
+        if not (isinstance(forms, tuple) and all(isinstance(form, kind) for form in forms)):
+            return f"names in {field} what is none: expected a tuple of {kind.__name__}, got {forms!r}"
+    return None
 
 
 def _allowed(points: Any) -> list[EntryPoint]:
