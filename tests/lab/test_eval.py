@@ -26,6 +26,7 @@ import tokenprune
 from tokenprune.builtin.scorers.entropy import Entropy
 from tokenprune.cli import main
 from tokenprune.errors import MediaError, RecipeError, ScorerError, TokenpruneError
+from tokenprune.lab import evaluation
 from tokenprune.lab.evaluation import manifest
 from tokenprune.lab.evaluation.tasks import SEED, write_pico
 from tokenprune.lab.loading import Loaded, load_model
@@ -99,7 +100,7 @@ def test_without_lmms_eval_one_sentence_says_what_to_install(
     for name in [name for name in sys.modules if name.startswith(("lmms_eval", "tokenprune.lab.evaluation."))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    monkeypatch.delattr(tokenprune.evaluation, "run", raising=False)
+    monkeypatch.delattr(evaluation, "run", raising=False)
     code, _, err = run(capsys, "pico", "--tasks", "pope", "--output", str(tmp_path))
     assert code == 1
     assert len(err.strip().splitlines()) == 1

@@ -19,6 +19,7 @@ from spectra import explicit
 
 import tokenprune
 from tokenprune import ecl
+from tokenprune.ecl import memory
 from tokenprune.errors import LayerError
 from tokenprune.lab import horizon, profile
 from tokenprune.lab.pico import scenes
@@ -190,7 +191,7 @@ def test_the_line_it_prints_feeds_the_shipped_layers(
     assert yaml.safe_load(line.removeprefix("for configs/ecl/: ")) == result["config"]
     (tmp_path / "ecl").mkdir()
     (tmp_path / "ecl" / "mine.yaml").write_text(line.removeprefix("for configs/ecl/: "))
-    monkeypatch.setattr(ecl, "configs", lambda: tmp_path)
+    monkeypatch.setattr(memory, "configs", lambda: tmp_path)
     assert ecl.shipped("x/tokenprune-pico", 8) == result["states"]["queries"]["ecl"]["layer"]
 
 

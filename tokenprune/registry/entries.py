@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RegistryError, UnknownNameError, UnsupportedModelError
-from ..parts.adapter import Adapter
+
+if TYPE_CHECKING:  # the command line's help names the kinds, without torch
+    from ..parts.adapter import Adapter
 
 DISTRIBUTION = "tokenprune-mllm"
 

@@ -14,9 +14,6 @@ from typing import Any
 
 import pluggy
 
-from ..parts.adapter import Adapter
-from ..parts.scheduler import Scheduler
-from ..parts.scorer import Scorer, VisionScorer
 from . import hookspecs
 from .entries import DISTRIBUTION, GROUP, Broken, Entry, Registry, contest
 from .hookspecs import KINDS
@@ -113,6 +110,10 @@ def _unfit(kind: str, name: Any, part: Any) -> str | None:
         return None if isinstance(part, Path) and part.is_file() else f"must be the path of a file, got {part!r}"
     if kind in ("merger", "calibration"):
         return None if callable(part) else f"must be a function, got {part!r}"
+    from ..parts.adapter import Adapter  # they need torch, and who only asks for the kinds shall not wait for it
+    from ..parts.scheduler import Scheduler
+    from ..parts.scorer import Scorer, VisionScorer
+
     bases = {"scorer": (Scorer, VisionScorer), "scheduler": (Scheduler,), "adapter": (Adapter,)}[kind]
     if not (isinstance(part, type) and issubclass(part, bases)):
         return f"must be a subclass of {' or '.join(base.__name__ for base in bases)}, got {part!r}"
