@@ -30,9 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "show": {"errors", "parts", "plan", "state"},
     "api": {"amounts", "decoder", "errors", "outputs", "plan", "recipe", "registry", "show", "state"},
     "contract": {"api", "builtin", "errors", "parts", "recipe", "registry", "seen", "state"},
-    "lab": {"amounts", "api", "builtin", "decoder", "ecl", "errors", "ops", "outputs", "parts", "plan", "recipe"}
+    "lab": {"amounts", "api", "builtin", "ecl", "errors", "model", "ops", "outputs", "parts", "plan", "recipe"}
     | {"registry", "seen", "show"},
-    "cli": {"amounts", "api", "ecl", "errors", "lab", "outputs", "parts", "plan", "recipe", "registry", "show"},
+    "cli": {"amounts", "api", "errors", "lab", "outputs", "plan", "recipe", "registry", "show"},
     "__init__": {"api", "errors", "parts", "recipe", "registry", "seen"},
     "__main__": {"cli"},
 }
