@@ -211,7 +211,7 @@ def test_words_that_the_model_cannot_read_are_named(pico: Loaded) -> None:
 def test_what_pico_is_said_to_know_it_has_words_for(pico: Loaded) -> None:
     for scene in islice(scenes.held_out(0), 20):
         for question in scene.questions:
-            assert web._unknown(pico, question.text) == []
+            assert web.unknown_words(pico, question.text) == []
 
 
 def test_an_upload_is_turned_and_shrunk(tmp_path: Path) -> None:
