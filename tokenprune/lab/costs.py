@@ -9,7 +9,7 @@ from typing import Any
 from .. import ecl as layers
 from ..amounts import Budget
 from ..errors import LayerError, TokenpruneError
-from ..plan.cost import geometry, visual_tokens
+from ..plan.cost import SHAPES, geometry, visual_tokens
 from ..plan.stages import plan_whole
 from ..recipe import Recipe, load, presets
 from ..registry import registry
@@ -86,7 +86,8 @@ def _broken_promise(recipe: Recipe, promised: int) -> str | None:
 
 def _promised_on(promised: int) -> str:
     """The model shape that a number of tokens is about."""
-    return "llava-next-7b" if promised in (160, 320) or promised > 576 else SHAPE
+    largest = max(SHAPES, key=visual_tokens)
+    return largest if promised in (160, 320) or promised > visual_tokens(SHAPE) else SHAPE
 
 
 def _idle(recipe: Recipe, shape: str) -> str | None:

@@ -110,7 +110,7 @@ def _unfit(kind: str, name: Any, part: Any) -> str | None:
         return None if isinstance(part, Path) and part.is_file() else f"must be the path of a file, got {part!r}"
     if kind in ("merger", "calibration"):
         return None if callable(part) else f"must be a function, got {part!r}"
-    from ..parts.adapter import Adapter  # they need torch, and who only asks for the kinds shall not wait for it
+    from ..parts.adapter import Adapter  # here, for the command line's help, which needs no torch
     from ..parts.scheduler import Scheduler
     from ..parts.scorer import Scorer, VisionScorer
 
