@@ -78,30 +78,28 @@ def compare(
     forms = [prune(loaded.model, one, budget=budget, processor=loaded.processor) for one in recipes]
     inputs = {kind: loaded.inputs(question, [picture]) for kind, question in asked.items()}
     *_, last = inputs.values()
-    answers: list[dict[str, str]] = []
-    for pruning in (None, *forms):
-        with nullcontext() if pruning is None else pruning:
-            said = {}
-            for kind, given in inputs.items():
-                said[kind] = loaded.answer(given)
-                done()
-            answers.append(said)
+    answers = [_answers(loaded, inputs, pruning, done) for pruning in (None, *forms)]
     left = [picture, *(form.overlay(picture, last) if form.state and form.state.views else picture for form in forms)]
     bench = Bench(loaded.model, last, new_tokens=2, processor=loaded.processor)
     found = bench.measure(recipes, runs=runs, budget=budget, done=done)
     sizes, width = bench.geometry, loaded.model.dtype.itemsize
-    sides = [
-        Side(
-            one.name,
-            said,
-            drawn,
-            one,
-            sizes.flops_share(one.plan, bench.visual, bench.text),
-            sizes.kv_mib(one.plan, bench.visual, width),
-        )
-        for one, said, drawn in zip(found, answers, left, strict=True)
-    ]
+    sides = []
+    for one, said, drawn in zip(found, answers, left, strict=True):
+        share, kv = sizes.flops_share(one.plan, bench.visual, bench.text), sizes.kv_mib(one.plan, bench.visual, width)
+        sides.append(Side(one.name, said, drawn, one, share, kv))
     return sides, forms[0], last
+
+
+def _answers(
+    loaded: Loaded, inputs: Mapping[str, dict[str, Any]], pruning: Pruning | None, done: Callable[[], object]
+) -> dict[str, str]:
+    """To all questions, by kind."""
+    said = {}
+    with nullcontext() if pruning is None else pruning:
+        for kind, given in inputs.items():
+            said[kind] = loaded.answer(given)
+            done()
+    return said
 
 
 def steps(asked: Mapping[str, str], recipes: Sequence[str], runs: int = RUNS) -> int:

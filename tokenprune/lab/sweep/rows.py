@@ -74,7 +74,7 @@ class Asking:
         self._done = done
 
     def __call__(self, one: Combination) -> Answers:
-        self._task = task = self._task or self._prepare()
+        self._task = task = self._prepare() if self._task is None else self._task
         budget = read(one.budget) if one.budget is not None else None
         step = 1 / len(task)
         return task.answer(one.recipe, *one.settings, budget=budget, done=lambda: self._done(step))
