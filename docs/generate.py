@@ -15,7 +15,9 @@ import typer
 import yaml
 
 from tokenprune.cli import app
-from tokenprune.cli.catalog import SHAPE, TEXT, _cost, _spell, _summary
+from tokenprune.lab.catalog import summary
+from tokenprune.lab.costs import cost, spell
+from tokenprune.lab.defaults import SHAPE, TEXT
 from tokenprune.plan.cost import visual_tokens
 from tokenprune.recipe import load, presets, registered, source
 from tokenprune.registry import DISTRIBUTION, KINDS, Entry, registry
@@ -70,8 +72,8 @@ def plans() -> str:
     rows = []
     for name in registered():
         for full in [name, *(f"{name}@{preset}" for preset in presets(name) if preset not in NEXT)]:
-            cost = _cost(load(full), SHAPE, visual_tokens(SHAPE), TEXT)
-            rows.append([f"`{full}`", _spell(cost["plan"]), f"{cost['average']:.1f}", f"{cost['flops_share']:.1%}"])
+            one = cost(load(full), SHAPE, visual_tokens(SHAPE), TEXT)
+            rows.append([f"`{full}`", spell(one["plan"]), f"{one['average']:.1f}", f"{one['flops_share']:.1%}"])
     return table(["recipe", "tokens kept from layer L on", "average", "FLOPs"], rows)
 
 
@@ -81,7 +83,7 @@ def plugins() -> str:
     for kind in KINDS:
         for entry in registry().entries[kind].values():
             if kind != "recipe" and entry.distribution != DISTRIBUTION:
-                parts.append(f"### {kind} `{entry.name}`\n\n{_summary(entry.part)} ({entry.distribution})\n")
+                parts.append(f"### {kind} `{entry.name}`\n\n{summary(entry.part)} ({entry.distribution})\n")
                 if settings := _settings(entry):
                     parts.append(f"Settings: {settings}.\n")
     return "\n".join(parts)

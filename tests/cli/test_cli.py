@@ -14,10 +14,9 @@ import yaml
 from commands import Stub, run
 from PIL import Image
 
-from tokenprune.cli import demo as showing
 from tokenprune.cli import main
-from tokenprune.cli.catalog import _spell
 from tokenprune.lab import demo as demos
+from tokenprune.lab.costs import spell
 from tokenprune.lab.loading import PICO
 from tokenprune.lab.pico import scenes
 from tokenprune.registry import KINDS, registry
@@ -93,7 +92,7 @@ def test_ls_recipes_under_one_budget(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_long_plan_is_cut_short() -> None:
     plan = {str(layer): 100 - layer for layer in range(2, 32)}
-    assert _spell(plan) == "L2: 98, L3: 97 ... L31: 69 (30 stages)"
+    assert spell(plan) == "L2: 98, L3: 97 ... L31: 69 (30 stages)"
 
 
 def test_check_warns_of_a_number_that_is_not_the_average(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -416,8 +415,8 @@ def test_demo_with_nothing_to_drop(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_demo_tells_of_a_collapse_where_there_is_one() -> None:
-    assert "collapses: layer 2 of 4, drop 4.0000 nats" in showing._entropy([5.0, 5.0, 1.0, 1.0])
-    assert "goes from 1.00 to 2.00 nats over the 3 layers and does not collapse" in showing._entropy([1.0, 1.5, 2.0])
+    assert "collapses: layer 2 of 4, drop 4.0000 nats" in demos.tell([5.0, 5.0, 1.0, 1.0])
+    assert "goes from 1.00 to 2.00 nats over the 3 layers and does not collapse" in demos.tell([1.0, 1.5, 2.0])
 
 
 def test_demo_takes_a_picture(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:

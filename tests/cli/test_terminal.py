@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tokenprune import __main__, __version__
-from tokenprune.cli import app, evaluate, tables
+from tokenprune.cli import app, tables
 from tokenprune.lab import bench
+from tokenprune.lab.evaluation import scores
 
 HEAVY = {"torch", "transformers", "numpy", "PIL", "matplotlib"}
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -248,7 +249,7 @@ def test_a_terminal_shows_the_scores_of_every_task() -> None:
         "tokenprune": {"visual": {"textvqa_validation_lite": {"visual_tokens": 2880.0, "visual_average": 719.5}}},
     }
     with terminal(60) as (file, lines), contextlib.redirect_stdout(file):
-        tables.show("", evaluate.HEADER, evaluate._rows(results), words=["metric"], keys=2)
+        tables.show("", scores.HEADER, scores.table(results), words=["metric"], keys=2)
     assert max(map(len, lines)) <= 60
     assert {"0.2500", "0.0625", "0.1235", "1234.5678", "2880.0", "719.5", "25.0%"} <= words("\n".join(lines))
     (row,) = [line for line in lines if "25.0%" in line]

@@ -26,6 +26,7 @@ import tokenprune
 from tokenprune.builtin.scorers.entropy import Entropy
 from tokenprune.cli import main
 from tokenprune.errors import MediaError, RecipeError, ScorerError, TokenpruneError
+from tokenprune.lab import evaluation
 from tokenprune.lab.evaluation import manifest
 from tokenprune.lab.evaluation.tasks import SEED, write_pico
 from tokenprune.lab.loading import Loaded, load_model
@@ -99,7 +100,7 @@ def test_without_lmms_eval_one_sentence_says_what_to_install(
     for name in [name for name in sys.modules if name.startswith(("lmms_eval", "tokenprune.lab.evaluation."))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    monkeypatch.delattr(tokenprune.evaluation, "run", raising=False)
+    monkeypatch.delattr(evaluation, "run", raising=False)
     code, _, err = run(capsys, "pico", "--tasks", "pope", "--output", str(tmp_path))
     assert code == 1
     assert len(err.strip().splitlines()) == 1
@@ -368,15 +369,15 @@ def test_every_family_answers_as_without_lmms_eval(
 
 @needs_lmms
 def test_generation_settings_are_lmms_evals() -> None:
-    from tokenprune.lab.evaluation.lmms import _generation, _until
+    from tokenprune.lab.evaluation.requests import generation, until
 
-    assert _generation({})["max_new_tokens"] == 1024
-    assert not _generation({"temperature": 0.0, "top_p": 1.0, "do_sample": False})["do_sample"]
-    assert _generation({"temperature": 0.2, "top_p": 0.9}) == {
+    assert generation({})["max_new_tokens"] == 1024
+    assert not generation({"temperature": 0.0, "top_p": 1.0, "do_sample": False})["do_sample"]
+    assert generation({"temperature": 0.2, "top_p": 0.9}) == {
         "max_new_tokens": 1024, "num_beams": 1, "do_sample": True, "temperature": 0.2, "top_p": 0.9, "top_k": None,
     }  # fmt: skip
-    assert _until("a\n\nb ASSISTANT: c ", {"until": ["\n\n", "ASSISTANT:"]}) == "a\n\nb"
-    assert _until("a. b", {"until": "."}) == "a"
+    assert until("a\n\nb ASSISTANT: c ", {"until": ["\n\n", "ASSISTANT:"]}) == "a\n\nb"
+    assert until("a. b", {"until": "."}) == "a"
 
 
 @needs_lmms
@@ -396,12 +397,12 @@ def test_model_args_that_mean_nothing_are_refused(settings: Any, error: Any, mes
 
 @needs_lmms
 def test_media_that_cannot_be_read_are_refused() -> None:
-    from tokenprune.lab.evaluation.lmms import _image, _video
+    from tokenprune.lab.evaluation.requests import image, video
 
     with pytest.raises(MediaError, match="got bytes"):
-        _image(b"")
+        image(b"")
     with pytest.raises(MediaError, match="cut the video first"):
-        _video(SimpleNamespace(url="clip.mp4", start_time=1.0, end_time=None), 8)
+        video(SimpleNamespace(url="clip.mp4", start_time=1.0, end_time=None), 8)
 
 
 @needs_lmms
@@ -418,13 +419,13 @@ def test_lmms_eval_finds_the_model_by_its_entry_point() -> None:
 def test_the_benchmarks_in_the_docs_are_lmms_evals() -> None:
     from lmms_eval.tasks import TaskManager
 
-    from tokenprune.lab.evaluation.run import _check
+    from tokenprune.lab.evaluation.run import check_tasks
 
     known = TaskManager("ERROR").all_tasks
     page = (ROOT / "docs" / "evaluate.md").read_text()
     table = page.split("## The papers' benchmarks")[1].split("\n## ")[0]
     ids = [row.split("|")[2].strip(" `") for row in table.splitlines() if row.startswith("| ") and "`" in row]
     assert len(ids) >= 10
-    _check(ids, known)
+    check_tasks(ids, known)
     with pytest.raises(TokenpruneError, match="no task 'popee': did you mean 'pope'"):
-        _check(["pope", "popee"], known)
+        check_tasks(["pope", "popee"], known)

@@ -17,7 +17,9 @@ from PIL import Image
 from tokenprune.errors import BudgetError
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.lab import horizon
+from tokenprune.lab.horizon import probe
 from tokenprune.lab.loading import load_model
+from tokenprune.model.anatomy import Anatomy
 from tokenprune.registry import registry
 from tokenprune.state.view import View
 
@@ -39,7 +41,7 @@ def masked(layer: int, tokens: tuple[int, ...]) -> float:
 
 
 def row(**more: Any) -> dict[str, Any]:
-    return horizon.row(model("llava"), LAVA, inputs("llava", ONE), TOKEN, CUT, LAYERS, **more)
+    return horizon.row(Anatomy.of(model("llava")), inputs("llava", ONE), TOKEN, CUT, LAYERS, **more)
 
 
 def test_windows_cover_the_picture() -> None:
@@ -90,7 +92,9 @@ def test_rows_of_a_batch_keep_their_own_windows() -> None:
     """Windows of one size share a batch; alone they tell the same."""
     given = inputs("llava", ONE)
     cut = horizon.windows(LAVA, model("llava").config, given, 2)
-    found = [horizon.row(model("llava"), LAVA, given, TOKEN, cut, [1], batch=size)["windows"] for size in (1, 3, 32)]
+    found = [
+        horizon.row(Anatomy.of(model("llava")), given, TOKEN, cut, [1], batch=size)["windows"] for size in (1, 3, 32)
+    ]
     assert found[0][0] == pytest.approx(found[2][0], rel=1e-4)
     assert found[1][0] == pytest.approx(found[2][0], rel=1e-4)
     assert len(set(found[0][0])) == 4
@@ -113,7 +117,7 @@ def test_the_rule(strengths: list[float], at: int | None) -> None:
 def test_the_oracle_keeps_the_tokens_of_most_information() -> None:
     found = row()
     given = inputs("llava", ONE)
-    kept = horizon.oracle_row(model("llava"), LAVA, given, TOKEN, CUT, LAYERS, found, keep=4)
+    kept = horizon.oracle_row(model("llava"), given, TOKEN, CUT, LAYERS, found, keep=4)
     for i, layer in enumerate(LAYERS):
         order = sorted(range(len(CUT)), key=lambda w: -horizon.information(found)[i][w])
         tokens = [token for which in order for token in CUT[which].tokens][:4]
@@ -160,7 +164,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return measure(*args)
 
-    monkeypatch.setattr(horizon, "row", killed)
+    monkeypatch.setattr(probe, "row", killed)
     code, _, err = run(capsys, *OPTIONS, "--output", str(cut))
     assert code == 130
     assert f"stay in {cut}/rows, the same command goes on" in err

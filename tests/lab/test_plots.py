@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from tokenprune.lab import plots
+from tokenprune.lab.plots import base
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Figures in the order in which they are made."""
     figures: list[Any] = []
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(base, "png", lambda figure: figures.append(figure) or b"")
     return figures
 
 

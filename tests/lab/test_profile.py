@@ -19,9 +19,12 @@ from spectra import explicit
 
 import tokenprune
 from tokenprune import ecl
+from tokenprune.ecl import memory
 from tokenprune.errors import LayerError
-from tokenprune.lab import horizon, profile
+from tokenprune.lab import profile
+from tokenprune.lab.horizon import probe
 from tokenprune.lab.pico import scenes
+from tokenprune.lab.profile import rows
 from tokenprune.registry import registry
 
 LAYERS = [1, 3, 6]
@@ -146,7 +149,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         count.append(1)
         return measure(*args)
 
-    monkeypatch.setattr(profile, "row", counted)
+    monkeypatch.setattr(rows, "row", counted)
     return count
 
 
@@ -190,7 +193,7 @@ def test_the_line_it_prints_feeds_the_shipped_layers(
     assert yaml.safe_load(line.removeprefix("for configs/ecl/: ")) == result["config"]
     (tmp_path / "ecl").mkdir()
     (tmp_path / "ecl" / "mine.yaml").write_text(line.removeprefix("for configs/ecl/: "))
-    monkeypatch.setattr(ecl, "configs", lambda: tmp_path)
+    monkeypatch.setattr(memory, "configs", lambda: tmp_path)
     assert ecl.shipped("x/tokenprune-pico", 8) == result["states"]["queries"]["ecl"]["layer"]
 
 
@@ -275,7 +278,7 @@ def test_results_of_another_run_that_ended_meanwhile_stay(
         (tmp_path / "profile.json").write_text('{"settings": {"seed": 7}}')
         return measure(*args)
 
-    monkeypatch.setattr(profile, "row", meanwhile)
+    monkeypatch.setattr(rows, "row", meanwhile)
     code, _, err = command(capsys, tmp_path)
     assert code == 1
     assert "holds results of other settings (" in err
@@ -307,7 +310,7 @@ def test_numbers_do_not_need_matplotlib(
     assert line.endswith("pip install matplotlib, and run the same command again")
     numbers = content(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"rows", f"{name}.json"}
-    monkeypatch.setattr({"profile": profile, "horizon": horizon}[name], "row", lambda *args: pytest.fail("is there"))
+    monkeypatch.setattr({"profile": rows, "horizon": probe}[name], "row", lambda *args: pytest.fail("is there"))
     code, out, err = run(capsys, *arguments)
     assert (code, "figures" in err) == (0, False)
     assert content(tmp_path) == numbers

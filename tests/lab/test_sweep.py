@@ -218,8 +218,8 @@ def test_a_case_or_a_final_stop_is_no_fault() -> None:
     task = Task(load_model("pico"), limit=1, seed=0)
     truth = {question.kind: question.answer for question in task.scenes[0].questions}
     said = {kind: [f" {answer.upper()}."] for kind, answer in truth.items()}
-    assert all(right == [True] for right in task._right(said).values())
-    assert not any(right[0] for right in task._right({kind: ["neither"] for kind in KINDS}).values())
+    assert all(right == [True] for right in task.right(said).values())
+    assert not any(right[0] for right in task.right({kind: ["neither"] for kind in KINDS}).values())
 
 
 def test_sweep_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

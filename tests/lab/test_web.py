@@ -32,6 +32,7 @@ from tokenprune.errors import BudgetError, LayerError, MediaError, PromptError, 
 from tokenprune.lab import plots, web
 from tokenprune.lab.loading import Loaded, load_model
 from tokenprune.lab.pico import scenes
+from tokenprune.lab.plots import base
 
 SCENE = next(scenes.held_out(0))
 QUESTION = SCENE.questions[-1]
@@ -119,7 +120,7 @@ def test_the_entropy_figure_marks_the_models_layer(made: web.Comparison, monkeyp
     assert made.entropy.size == (750, 480)
     assert "ecl prunes this model at layer 2. In this prompt alone: no collapse found" in made.collapse
     figures: list[Any] = []
-    monkeypatch.setattr(plots, "_png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(base, "png", lambda figure: figures.append(figure) or b"")
     state = {"entropy": [1.0, 2.0, 0.5], "interval": [[1.0, 2.0, 0.5]] * 2, "ecl": {"layer": 2, "found": True}}
     for prompts, known in ((1, 1), (9, None)):
         plots.entropy({"prompts": prompts, "depth": 3, "states": {"queries": state}}, "", known)
@@ -210,7 +211,7 @@ def test_words_that_the_model_cannot_read_are_named(pico: Loaded) -> None:
 def test_what_pico_is_said_to_know_it_has_words_for(pico: Loaded) -> None:
     for scene in islice(scenes.held_out(0), 20):
         for question in scene.questions:
-            assert web._unknown(pico, question.text) == []
+            assert web.unknown_words(pico, question.text) == []
 
 
 def test_an_upload_is_turned_and_shrunk(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_every_recipe_and_the_model_ship(wheel: Path) -> None:
         names = set(archive.namelist())
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert f"tokenprune/{path.relative_to(ROOT)}" in names
-    assert "tokenprune/pico/tokenprune-pico/model.safetensors" in names
+    assert "tokenprune/lab/pico/tokenprune-pico/model.safetensors" in names
     assert "tokenprune/py.typed" in names
 
 
@@ -57,7 +57,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel: Path, tmp_path: Path
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     code = (
-        "import tokenprune.builtin as b, tokenprune.recipe as r; assert 'site' in str(b.configs()), b.configs();"
+        "import tokenprune.shipped as b, tokenprune.recipe as r; assert 'site' in str(b.configs()), b.configs();"
         "assert {'entropyprune', 'fastv'} <= set(r.registered());"
         "from tokenprune.cli import main; main(['explain', 'entropyprune@128'])"
     )
@@ -138,7 +138,7 @@ def test_the_top_level_is_tidy() -> None:
 
 
 def test_the_bundled_model_is_small() -> None:
-    weights = ROOT / "tokenprune" / "pico" / "tokenprune-pico"
+    weights = ROOT / "tokenprune" / "lab" / "pico" / "tokenprune-pico"
     assert sum(path.stat().st_size for path in weights.iterdir()) <= 16 * 2**20
 
 

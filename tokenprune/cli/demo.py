@@ -10,7 +10,7 @@ import typer
 
 from ..outputs import check_output
 from . import tables
-from .catalog import BudgetOption, _spell
+from .options import BudgetOption, load_model, read_budget
 
 if TYPE_CHECKING:
     from ..lab.demo import Side
@@ -32,11 +32,8 @@ def demo(
     port: Annotated[int, typer.Option(min=1, max=65535, help="As above.")] = 7860,
 ) -> None:
     """One picture, a question of each kind: how recipes answer at one budget, what they cost, and what survived."""
-    from ..amounts import read
     from ..lab import demo as demos
-    from ..lab.loading import load_model
-    from ..lab.media import read_image, save
-    from ..lab.pico import scenes
+    from ..lab.media import save
     from ..recipe import load
 
     if web:
@@ -44,53 +41,52 @@ def demo(
         return
     if recipe is None and budget is None:
         budget = demos.BUDGET
-    wanted, recipes = read(budget) if budget is not None else None, recipe or list(demos.RECIPES)
+    wanted, recipes = read_budget(budget), recipe or list(demos.RECIPES)
     for one in recipes:
         load(one)
     check_output(output, folder=True)
     loaded = load_model(model)
-    truths: dict[str, str] = {}
+    shown = demos.Shown.drawn(seed) if image is None else demos.Shown.of(image)
     if image is None:
-        scene = next(iter(scenes.held_out(seed)))
-        picture, asked = scene.picture, {question.kind: question.text for question in scene.questions}
-        truths = {question.kind: question.answer for question in scene.questions}
-        save(picture, output / "picture.png")
-    else:
-        picture, asked = read_image(image), demos.QUESTIONS
+        save(shown.picture, output / "picture.png")
     with tables.bar(transient=True) as progress:
-        bar = progress.add_task("answers and times", total=demos.steps(asked, recipes))
+        bar = progress.add_task("answers and times", total=demos.steps(shown.questions, recipes))
         sides, pruning, inputs = demos.compare(
-            loaded, picture, asked, recipes, wanted, done=lambda: progress.advance(bar)
+            loaded, shown.picture, shown.questions, recipes, wanted, done=lambda: progress.advance(bar)
         )
-    for kind, question in asked.items():
-        _answers(sides, kind, question, truths.get(kind))
-    _costs(sides, "visual tokens as an average over the layers, and the prefill")
-    tables.say(_entropy(demos.entropies(loaded, inputs)))
+    for kind, question in shown.questions.items():
+        _print_answers(sides, kind, question, shown.truths.get(kind))
+    _print_costs(sides, "visual tokens as an average over the layers, and the prefill")
+    tables.say(demos.tell(demos.entropies(loaded, inputs)))
     tables.say(
         "Which layer, which normalisation and which end of the scores is the model's to decide. One command finds out:"
         "\n  tokenprune sweep -r entropyprune prune.0.scorer.normalize=rows,none \\"
         "\n    prune.0.scorer.prefer=high,low prune.0.schedule.layer=1,2 --budget 1/3"
     )
-    *_, (kind, question) = asked.items()
-    pruning.report(output / "report.html", [picture], inputs, question=question, answer=sides[1].answers[kind])
-    tables.say(f"stages and scores of {sides[1].name}, the last question: {output / 'report.html'}")
+    *_, (kind, question) = shown.questions.items()
+    report, overlay = output / "report.html", output / "overlay.png"
+    pruning.report(report, [shown.picture], inputs, question=question, answer=sides[1].answers[kind])
+    tables.say(f"stages and scores of {sides[1].name}, the last question: {report}")
     if any(side.measured.plan for side in sides):
-        panels = [(side.left, f"{side.name}\n{list(side.answers.values())[-1]}") for side in sides]
-        save(demos.sheet(panels), output / "overlay.png")
-        tables.say(f"what survived of the picture: {output / 'overlay.png'}")
+        save(demos.sheet([side.panel for side in sides]), overlay)
+        tables.say(f"what survived of the picture: {overlay}")
 
 
-def _answers(sides: Sequence[Side], kind: str, question: str, truth: str | None) -> None:
+def _print_answers(sides: Sequence[Side], kind: str, question: str, truth: str | None) -> None:
+    """What every side says to a question, and whether that is right where the truth is known."""
+    from ..lab.costs import spell
+
     rows = []
     for side in sides:
-        answer, kept = side.answers[kind], _spell({str(layer): left for layer, left in side.measured.plan.items()})
+        answer, kept = side.answers[kind], spell({str(layer): left for layer, left in side.measured.plan.items()})
         rows.append([side.name, kept, answer, "" if truth is None else "yes" if answer == truth else "NO"])
     told = "" if truth is None else f" ({truth})"
     header = ["recipe", "tokens kept from layer L on", "answer", "right"]
     tables.show(f"{kind}: {question}{told}", header, rows, words=header[1:3])
 
 
-def _costs(sides: Sequence[Side], title: str) -> None:
+def _print_costs(sides: Sequence[Side], title: str) -> None:
+    """What the prefill of the last question costs on every side."""
     rows = [
         [
             side.name,
@@ -105,26 +101,11 @@ def _costs(sides: Sequence[Side], title: str) -> None:
     tables.show(title, ["recipe", "tokens", "KV MiB", "FLOPs", "prefill ms", "speed-up"], rows)
 
 
-def _entropy(entropies: Sequence[float]) -> str:
-    """Whether the entropy of this prompt collapses, in a sentence."""
-    from .. import ecl
-
-    found = ecl.collapse(entropies)
-    if found.found:
-        return f"Entropy of this picture's visual tokens collapses: {found.tell()}."
-    return (
-        f"Entropy of this picture's visual tokens goes from {entropies[0]:.2f} to {entropies[-1]:.2f} nats over the "
-        f"{found.depth} layers and does not collapse (its steepest drop: {found.drop:.2f} nats after layer "
-        f"{found.layer}), so the paper's rule for the layer has nothing to hold on to here."
-    )
-
-
 def _page(
     model: str, recipes: Sequence[str], budget: str | None, image: Path | None, seed: int, host: str, port: int
 ) -> None:
     """Show the demo as a page until interrupted."""
     from ..lab import web as pages
-    from ..lab.loading import load_model
     from ..recipe import load
 
     if budget is not None:

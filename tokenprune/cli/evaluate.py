@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import TokenpruneError, install
 from ..outputs import check_output
 from . import tables
-from .catalog import BudgetOption, OverridesArgument
 from .interrupt import STARTS_ANEW, interrupted
-from .run import AttnOption, DeviceOption, DtypeOption, ModelArgument, _dtype, chosen
+from .options import (
+    AttnOption,
+    BudgetOption,
+    DeviceOption,
+    DtypeOption,
+    FramesOption,
+    ModelArgument,
+    OverridesArgument,
+    RecipeOption,
+    read_dtype,
+    read_recipe,
+)
 
 
 @interrupted(STARTS_ANEW)
@@ -22,9 +30,7 @@ def evaluate(
     model: ModelArgument,
     overrides: OverridesArgument = None,
     tasks: Annotated[str, typer.Option(help="lmms-eval's ids, such as pope,mme,textvqa_val; or pico.")] = ...,  # type: ignore[assignment]
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
-    ] = None,
+    recipe: RecipeOption = None,
     budget: BudgetOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task; all without it.")] = None,
@@ -34,19 +40,19 @@ def evaluate(
     output: Annotated[
         Path, typer.Option(file_okay=False, help="Folder for results.json and samples_TASK.jsonl.")
     ] = Path("runs/eval"),
-    frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
+    frames: FramesOption = 8,
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Score a model on benchmarks with lmms-eval; with a recipe, pruned, and say how many visual tokens were kept."""
-    built, wanted = chosen(recipe, overrides, budget)
+    built, wanted = read_recipe(recipe, overrides, budget)
     if (output / "results.json").exists():
         raise typer.BadParameter(f"{output} holds results already: name another folder", param_hint="--output")
     check_output(output, folder=True)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     try:
-        from ..lab.evaluation import run
+        from ..lab.evaluation import run, scores
     except ImportError as error:
         raise TokenpruneError(f"tokenprune eval needs lmms-eval ({error}): {install('eval')}") from error
     results = run.evaluate(
@@ -60,35 +66,10 @@ def evaluate(
         budget=wanted,
         batch_size=batch_size,
         device=device,
-        dtype=_dtype(dtype),
+        dtype=read_dtype(dtype),
         attn_implementation=attn,
         max_num_frames=frames,
     )
     if results is not None:  # the first of several processes
-        tables.show("", HEADER, _rows(results), words=["metric"], keys=2)
+        tables.show("", scores.HEADER, scores.table(results), words=["metric"], keys=2)
         tables.say(f"results: {output / 'results.json'}")
-
-
-HEADER = ["task", "metric", "score", "± stderr", "visual tokens", "average over the layers", "left"]
-
-
-def _rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """A row per metric of each task, and once per task its visual tokens."""
-    rows = []
-    for task, scores in results["results"].items():
-        seen = results["tokenprune"]["visual"].get(task)
-        counts = ["", "", ""]
-        if seen and seen["visual_tokens"]:
-            total, left = seen["visual_tokens"], seen["visual_average"]
-            counts = [f"{total:.1f}", f"{left:.1f}", f"{left / total:.1%}"]
-        name = task
-        for key, value in scores.items():
-            metric, _, filtered = key.partition(",")
-            if not isinstance(value, (int, float)) or re.search(r"_stderr(_clt|_clustered)?$", metric):
-                continue
-            error = scores.get(f"{metric}_stderr,{filtered}")
-            deviation = f"{error:.4f}" if isinstance(error, float) else ""
-            label = metric if filtered in ("none", "") else f"{metric} ({filtered})"
-            rows.append([name, label, f"{value:.4f}", deviation, *counts])
-            name, counts = "", ["", "", ""]
-    return rows

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .. import outputs
 from ..errors import UnknownNameError
+from ..outputs import check_output
 from ..plan.cost import PUBLISHED
 from . import tables
-from .analyse import _settings
-from .catalog import BudgetOption
 from .interrupt import RESUMES, STARTS_ANEW, interrupted
-from .run import AttnOption, DeviceOption, DtypeOption, _dtype
-
-if TYPE_CHECKING:
-    import torch
-
-    from ..lab import sweep as sweeps
-    from ..lab.pico.task import Task
-
-OutputOption = Annotated[Path, typer.Option(file_okay=False, help="Folder for what is measured.")]
-RecipesOption = Annotated[list[str], typer.Option("--recipe", "-r", help="A recipe; repeatable.")]
+from .options import (
+    AttnOption,
+    BudgetOption,
+    DeviceOption,
+    DtypeOption,
+    OutputOption,
+    RecipesOption,
+    load_model,
+    read_budget,
+    read_dtype,
+)
 
 TASKS = ("pico",)
 
@@ -56,34 +52,19 @@ def bench(
     """Time, memory and FLOPs of one prompt without and with pruning, in turn: tower, prefill, decode."""
     if (model is None) == (random_init is None):
         raise typer.BadParameter("give a model or --random-init SHAPE, one of them", param_hint="MODEL")
-    import torch
-
-    from ..amounts import read
     from ..lab import bench as benches
-    from ..lab import random_models as shapes
-    from ..lab.loading import load_model
-    from ..lab.media import read_image
-    from ..lab.pico import scenes
 
-    wanted = read(budget) if budget is not None else None
-    outputs.check_output(output, folder=True)
-    lm: Any
+    wanted = read_budget(budget)
+    check_output(output, folder=True)
     if random_init is not None:
-        share = shapes.check(random_init, scale)
-        ecl = ecl if ecl is not None else shapes.collapse_layer(random_init, share)
-        where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = torch.float32 if _dtype(dtype) == "auto" and where == "cpu" else _torch_dtype(dtype)
-        lm = shapes.build(random_init, share, kind, where, attn)
-        inputs, processor = shapes.prompt(random_init, lm, text), None
+        dtype = read_dtype(dtype)
+        subject = benches.at_random(random_init, scale, text, ecl, attention=attn, dtype=dtype, device=device)
     else:
-        loaded = load_model(str(model), attn, _dtype(dtype), device)
-        lm, processor = loaded.model, loaded.processor
-        picture = read_image(image) if image is not None else next(scenes.held_out(0)).picture
-        inputs = loaded.inputs(prompt, [picture])
-    one = benches.Bench(lm, inputs, new_tokens, processor)
+        subject = benches.of_a_picture(load_model(str(model), attn, dtype, device), image, prompt, ecl)
+    one = benches.Bench(subject.model, subject.inputs, new_tokens, subject.processor)
     with tables.bar() as progress:
         task = progress.add_task("rounds", total=one.rounds(runs))
-        found = one.measure(recipe, runs=runs, budget=wanted, ecl=ecl, done=lambda: progress.advance(task))
+        found = one.measure(recipe, runs=runs, budget=wanted, ecl=subject.ecl, done=lambda: progress.advance(task))
     settings = {
         "model": model or f"{random_init}, random weights" + (f", scale {scale}" if scale != "1" else ""),
         "visual tokens": one.visual,
@@ -91,33 +72,11 @@ def bench(
         "new_tokens": new_tokens,
         "runs": runs,
         "budget": budget,
-        "dtype": str(lm.dtype).removeprefix("torch."),
-        "attention": lm.config.get_text_config()._attn_implementation,
-        **machine(lm.device),
+        **subject.settings(),
     }
     written = benches.save(found, output, settings)
     tables.show(str(settings["model"]), benches.HEADER, benches.table(found), words=["recipe"])
-    _list(written)
-
-
-def _torch_dtype(dtype: str) -> torch.dtype:
-    import torch
-
-    return torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What numbers of time depend on."""
-    import torch
-    import transformers
-
-    gpu = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if gpu else f"{platform.machine()} CPU of {os.cpu_count()} cores",
-        "threads": None if gpu else torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    tables.listed(written)
 
 
 @interrupted(RESUMES)
@@ -141,45 +100,21 @@ def sweep(
     """Accuracy, tokens and FLOPs of every combination of recipes, settings and budgets; a second run goes on."""
     if task not in TASKS:
         raise UnknownNameError("task", task, TASKS)
-    from ..amounts import read
+    from ..lab import conditions
     from ..lab import sweep as sweeps
-    from ..lab.loading import load_model
-    from ..lab.pico.task import Task
-    from ..registry import registry
 
     wanted = sweeps.combinations(recipe, settings or [], budget)
-    outputs.check_output(output, folder=True)
-    loaded = load_model(model, attn, _dtype(dtype), device)
-    known = {
-        **_settings("sweep", loaded, registry().adapter(loaded.model.config)),
-        **{"model": model, "task": task, "limit": limit, "seed": seed},
-    }
-    asked: list[Task] = []
-    rows = []
+    check_output(output, folder=True)
+    loaded = load_model(model, attn, dtype, device)
+    known = {**conditions.of_rows("sweep", loaded), "model": model, "task": task, "limit": limit, "seed": seed}
     with tables.bar() as progress:
         bar = progress.add_task("combinations", total=len(wanted))
-
-        def answer(one: sweeps.Combination) -> Any:
-            if not asked:  # not if every row is there
-                asked.append(Task(loaded, limit, seed, batch))
-            limited = read(one.budget) if one.budget is not None else None
-            step = 1 / len(asked[0])
-            return asked[0].answer(one.recipe, *one.settings, budget=limited, done=lambda: progress.advance(bar, step))
-
-        for i, row in enumerate(sweeps.run(wanted, answer, output, known), start=1):
+        answer = sweeps.Asking(loaded, limit, seed, batch, lambda share: progress.advance(bar, share))
+        rows = []
+        for row in sweeps.run(wanted, answer, output, known):
             rows.append(row)
-            progress.update(bar, completed=i)
+            progress.update(bar, completed=len(rows))
     written = sweeps.save(rows, output, known)
     title = f"{model}: {limit} questions of each kind"
     tables.show(title, *sweeps.table(rows), words=("combination", "layers", "impossible"))
-    _list(written)
-
-
-def _list(written: list[Path]) -> None:
-    """What was written, and why there are no figures where there is no matplotlib."""
-    from ..lab import plots
-
-    for path in written:
-        print(path)
-    if (why := plots.missing()) is not None:
-        tables.say(why, sys.stderr)
+    tables.listed(written)

@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import TokenpruneError, UnknownNameError
 from ..outputs import check_output, write
 from . import tables
-from .catalog import BudgetOption, OverridesArgument
+from .options import (
+    AttnOption,
+    BudgetOption,
+    DeviceOption,
+    DtypeOption,
+    FramesOption,
+    ModelArgument,
+    OverridesArgument,
+    RecipeOption,
+    load_model,
+    read_recipe,
+)
 
 if TYPE_CHECKING:
-    from ..amounts import Budget
-    from ..parts.fact import Fact
-    from ..recipe import Recipe
+    from ..lab.calibrate import Calibrated
     from ..show.overlay import Shown
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or pico (the bundled model).")]
-AttnOption = Annotated[str | None, typer.Option("--attn", help="Attention implementation, e.g. flash_attention_2.")]
-DtypeOption = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
-DeviceOption = Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU if there is one.")]
-
-
-def _dtype(dtype: str) -> str:
-    if dtype not in DTYPES:
-        raise typer.BadParameter(f"expected one of {', '.join(DTYPES)}, got {dtype}", param_hint="--dtype")
-    return dtype
-
-
-def chosen(recipe: str | None, overrides: list[str] | None, budget: str | None) -> tuple[Recipe | None, Budget | None]:
-    """What options ask for; settings and budgets without a recipe are bad usage."""
-    if overrides and recipe is None:
-        raise typer.BadParameter(f"settings {overrides} need a recipe: add -r NAME", param_hint="OVERRIDES")
-    if budget is not None and recipe is None:
-        raise typer.BadParameter(f"a budget of {budget} needs a recipe to rescale: add -r NAME", param_hint="--budget")
-    from ..amounts import read
-    from ..recipe import load
-
-    built = load(recipe, *(overrides or [])) if recipe else None
-    return built, read(budget) if budget is not None else None
 
 
 def generate(
@@ -57,12 +38,10 @@ def generate(
     video: Annotated[
         list[Path] | None, typer.Option(exists=True, help="A video, GIF or folder of frames; repeatable.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")
-    ] = None,
+    recipe: RecipeOption = None,
     budget: BudgetOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    frames: Annotated[int, typer.Option(min=1, help="Frames taken from each video.")] = 8,
+    frames: FramesOption = 8,
     overlay: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Write a PNG of what survived of the first picture or video.")
     ] = None,
@@ -75,21 +54,9 @@ def generate(
     device: DeviceOption = None,
 ) -> None:
     """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
-    built, wanted = chosen(recipe, overrides, budget)
-    if overlay is not None and not (recipe and (image or video)):
-        raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
-    if report is not None and not recipe:
-        raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
-    if not (image or video):
-        if recipe:
-            raise typer.BadParameter(
-                "a recipe drops tokens of pictures and videos, and none is given: add --image FILE or --video FILE, or "
-                "leave the recipe out",
-                param_hint="--recipe",
-            )
-        print("no --image and no --video was given: the model gets the question alone", file=sys.stderr)
+    built, wanted = read_recipe(recipe, overrides, budget)
+    _check_media(recipe, bool(image or video), overlay, report)
     from ..api import prune
-    from ..lab.loading import load_model
     from ..lab.media import check_picture, read_image, read_video, save
 
     if overlay is not None:
@@ -98,7 +65,7 @@ def generate(
         check_output(report)
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
-    loaded = load_model(model, attn, _dtype(dtype), device)
+    loaded = load_model(model, attn, dtype, device)
     inputs = loaded.inputs(prompt, images, videos)
     if built is None:
         print(loaded.answer(inputs, max_new_tokens))
@@ -114,6 +81,23 @@ def generate(
         pruning.report(report, shown, inputs, question=prompt, answer=answer)
     if overlay is not None:
         save(pruning.overlay(shown[0], inputs), overlay)
+
+
+def _check_media(recipe: str | None, media: bool, overlay: Path | None, report: Path | None) -> None:
+    """Refuse what makes no sense without a recipe, or without a picture or video."""
+    if overlay is not None and not (recipe and media):
+        raise typer.BadParameter("an overlay needs a recipe and a picture or video", param_hint="--overlay")
+    if report is not None and not recipe:
+        raise typer.BadParameter("a report needs a recipe: add -r NAME", param_hint="--report")
+    if media:
+        return
+    if recipe:
+        raise typer.BadParameter(
+            "a recipe drops tokens of pictures and videos, and none is given: add --image FILE or --video FILE, or "
+            "leave the recipe out",
+            param_hint="--recipe",
+        )
+    print("no --image and no --video was given: the model gets the question alone", file=sys.stderr)
 
 
 def calibrate(
@@ -136,79 +120,36 @@ def calibrate(
 
     With a method, fit its recipe to the model instead, and print it: `--output mine.yaml` makes it `-r mine.yaml`.
     """
-    import numpy as np
-    import yaml
+    from ..ecl import Curves
+    from ..lab import calibrate as calibrations
 
-    from .. import ecl as layers
-    from ..lab.loading import load_model
-    from ..lab.media import pictures, read_image
-    from ..lab.pico import scenes
-    from ..lab.profile import stability
-    from ..model.anatomy import Anatomy
-    from ..parts.fact import Sample
-
-    made_by = _fact(method)
-    given = _given(method, made_by, settings or [])
+    made_by = calibrations.method(method)
+    given = _read_settings(method, calibrations.settings(made_by), settings or [])
     if images is None and model != "pico":
         raise typer.BadParameter("give a folder of pictures (only pico can draw its own)", param_hint="--images")
     if output is not None:
         check_output(output)
-    if images is not None:
-        shown = [read_image(path) for path in pictures(images)[:limit]]
-    else:
-        shown = [scene.picture for scene, _ in zip(scenes.held_out(0), range(limit), strict=False)]
-    loaded = load_model(model, attn, _dtype(dtype), device)
+    shown = calibrations.choose(images, limit)
+    loaded = load_model(model, attn, dtype, device)
     prompts = (loaded.inputs(prompt, [picture]) for picture in tables.follow(shown, "pictures"))
-    anatomy = Anatomy.of(loaded.model)
-    samples = (Sample.of(loaded.model, anatomy.adapter, inputs) for inputs in prompts)
-    try:
-        fact = made_by(**given)
-        value = fact.measure(loaded.model, anatomy.adapter, samples)
-    except (ValueError, TypeError) as error:
-        raise TokenpruneError(f"calibration {method!r}: {error}") from error
-    if (fitted := fact.recipe(value)) is not None:
-        text = yaml.safe_dump(fitted, sort_keys=False, width=100)
+    fact, value = calibrations.measured(method, made_by, loaded, prompts, given)
+    if (text := calibrations.fitted(fact, value)) is not None:
         print(text, end="")
-        if output is not None:
-            write(output, text)
-        return
-    means, profiles, found = value.mean, value.samples, value.collapse
-    rows = []
-    for block, entropy in enumerate(means, start=1):
-        drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
-        mark = f" <- {'ECL' if found.found else 'steepest'}" if block == found.layer else ""
-        rows.append([f"{block}{mark}", f"{entropy:.4f}", drop])
-    tables.show(f"{len(shown)} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
-    stable = stability(np.array(profiles), seed=0)["ecl"]
-    tables.say(f"Entropy Collapse Layer: {found.tell(stable['drop_interval'])}; the schedule `ecl` prunes there")
-    path = fact.remember(loaded.model, anatomy.adapter, value)
-    shipped = layers.shipped(str(loaded.model.config._name_or_path), len(means))
-    instead = "" if shipped is None else f"; for these weights it takes the place of the shipped layer {shipped}"
-    tables.say(
-        f"remembered in {path}{instead}"
-        if path
-        else "not remembered: the cache is not writable, or the weights are offloaded"
-    )
+    elif isinstance(value, Curves):
+        _print_layer(found := calibrations.remembered(loaded, fact, value), len(shown))
+        text = found.as_yaml(Path(model).name, f"tokenprune calibrate, {len(shown)} pictures")
+    else:
+        text = f"{method}: {fact.tell(value)}\n"
+        tables.say(text.strip())
+        tables.say(calibrations.keep(loaded, fact, value))
     if output is not None:
-        source = f"tokenprune calibrate, {len(shown)} pictures"
-        write(output, yaml.safe_dump(found.entry(Path(model).name, source), sort_keys=False))
+        write(output, text)
 
 
-def _fact(method: str) -> type[Fact]:
-    from ..registry import registry
-
-    found = registry()
-    if method not in found.entries["fact"] and method not in found.contested["fact"]:
-        raise UnknownNameError("calibration", method, [*found.entries["fact"]])
-    made_by: type[Fact] = found.get("fact", method)
-    return made_by
-
-
-def _given(method: str, made_by: type[Fact], lines: list[str]) -> dict[str, Any]:
+def _read_settings(method: str, known: list[str], lines: list[str]) -> dict[str, Any]:
     """Settings of a calibration from `a=b` lines."""
     import yaml
 
-    known = [field.name for field in dataclasses.fields(made_by)]  # type: ignore[arg-type]
     given = {}
     for line in lines:
         key, equals, value = line.partition("=")
@@ -218,3 +159,19 @@ def _given(method: str, made_by: type[Fact], lines: list[str]) -> dict[str, Any]
             )
         given[key] = yaml.safe_load(value)
     return given
+
+
+def _print_layer(found: Calibrated, pictures: int) -> None:
+    """The entropy of every block, the layer, and where it is remembered."""
+    rows, means = [], found.entropies
+    for block, entropy in enumerate(means, start=1):
+        drop = f"{entropy - means[block]:+.4f}" if block < len(means) else ""
+        mark = f" <- {'ECL' if found.collapse.found else 'steepest'}" if block == found.collapse.layer else ""
+        rows.append([f"{block}{mark}", f"{entropy:.4f}", drop])
+    tables.show(f"{pictures} pictures", ["block", "entropy (nats)", "drop to the next"], rows)
+    tables.say(f"Entropy Collapse Layer: {found.collapse.tell(found.interval)}; the schedule `ecl` prunes there")
+    if not found.remembered:
+        tables.say("not remembered: the cache is not writable, or the weights are offloaded")
+        return
+    shipped = f"; for these weights it takes the place of the shipped layer {found.shipped}"
+    tables.say(f"remembered in {found.remembered}{'' if found.shipped is None else shipped}")

@@ -6,6 +6,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
@@ -84,6 +85,26 @@ def say(text: str, file: TextIO | None = None, color: str | None = None) -> None
         parts = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         line = "\n".join(parts) if len(line) > width else line
         typer.echo(typer.style(line, color) if color else line, file)
+
+
+def wrote(written: Sequence[Path]) -> None:
+    """Say which files are in their folder, and why there are no figures where there is no matplotlib."""
+    say(f"wrote {', '.join(one.name for one in written)} to {written[0].parent}")
+    _say_missing()
+
+
+def listed(written: Sequence[Path]) -> None:
+    """The same with a path a line, for programs that go on with the files."""
+    for path in written:
+        print(path)
+    _say_missing()
+
+
+def _say_missing() -> None:
+    from ..lab import plots
+
+    if (why := plots.missing()) is not None:
+        say(why, sys.stderr)
 
 
 def terminal(file: TextIO) -> int:

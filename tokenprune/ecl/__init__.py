@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from .fact import Curves, EntropyCollapse
 from .measure import Collapse, collapse, layer_entropies, layer_spectra
 from .memory import fingerprint, known, remember, shipped
 
-__all__ = ["Collapse", "collapse", "fingerprint", "known", "layer_entropies", "layer_spectra", "remember", "shipped"]
+__all__ = [
+    "Collapse",
+    "Curves",
+    "EntropyCollapse",
+    "collapse",
+    "fingerprint",
+    "known",
+    "layer_entropies",
+    "layer_spectra",
+    "remember",
+    "shipped",
+]

@@ -1,16 +1,65 @@
-"""Rows of measurements on disk, so that a killed run goes on where it was."""
+"""The folder of one measurement: rows as they are done, and in the end numbers, texts and figures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import TokenpruneError
-from ..outputs import read_json, write
+from ..outputs import read_json, write, write_all
+from . import plots
+
+UNPRUNED = "unpruned"
+"""What is compared with is called so in every table: all visual tokens, in the same run."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder with `rows` of a measurement, and then `NAME.json` with texts and figures beside it.
+
+    Args:
+        folder: made when the first file is written.
+        name: of the measurement.
+        settings: everything that its numbers depend on, as JSON: rows and numbers are kept with them.
+    """
+
+    folder: Path
+    name: str
+    settings: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Of the numbers."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.folder / "rows", self.settings)
+
+    def check(self) -> None:
+        """Refuse to take the place of numbers of other settings, see `check_settings`."""
+        check_settings(self.path, self.settings)
+
+    def save(
+        self,
+        numbers: Mapping[str, Any],
+        *,
+        texts: Mapping[str, str] | None = None,
+        figures: Mapping[str, Callable[[], bytes]] | None = None,
+        indent: int | None = 1,
+    ) -> list[Path]:
+        """Write everything by the names of files and return where it is; figures only where there is matplotlib.
+
+        An old figure does not stay beside new numbers.
+        """
+        content = json.dumps({"settings": dict(self.settings), **numbers}, indent=indent) + "\n"
+        written = write_all(self.folder, {self.path.name: content, **(texts or {})})
+        return [*written, *write_all(self.folder, plots.draw(figures or {}))]
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -7,47 +7,23 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import GenerationResult, TokenCounts
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
-from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.protocol import ChatMessages
-from PIL import Image
 from tqdm import tqdm
 
 from ...amounts import Budget
 from ...api import Pruning, attach
-from ...errors import MediaError, TokenpruneError
+from ...errors import TokenpruneError
+from ...model.anatomy import Anatomy
 from ...recipe import RecipeLike
-from ...registry import registry
 from ..loading import Loaded, load_model
-from ..media import read_image, read_video
-
-
-@dataclass
-class Kept(TokenCounts):  # type: ignore[misc]
-    """lmms-eval's token counts of one answer, and what pruning left of its prompt's visual tokens.
-
-    Attributes:
-        visual: visual tokens of the prompt.
-        stages: how many were kept, by layer.
-        average: mean over the decoder blocks of the visual tokens that each sees.
-    """
-
-    visual: int = 0
-    stages: dict[int, int] = field(default_factory=dict)
-    average: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the log of samples."""
-        kept = {"visual_tokens": self.visual, "visual_kept": self.stages, "visual_average": self.average}
-        return {**super().to_dict(), **kept}
+from . import requests as asked
+from .counts import Kept, log
 
 
 class TokenpruneHf(lmms):  # type: ignore[misc]
@@ -95,7 +71,6 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
             device = str(self.accelerator.device)
         self._loaded: Loaded | None = load_model(pretrained, attn_implementation, dtype, device)
         self.device = self._loaded.model.device
-        self._adapter = registry().adapter(self._loaded.model.config)
         settings = overrides.split() if isinstance(overrides, str) else list(overrides)
         self._pruning: Pruning | None = None
         if recipe is not None:
@@ -152,7 +127,7 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
         for batch in tqdm(batches, desc="answers", disable=self.rank != 0):
             found.update(zip(batch, self._answer([requests[at].args for at in batch]), strict=True))
         results = [found[at] for at in range(len(requests))]
-        _log(results, time.perf_counter() - start)
+        log(results, time.perf_counter() - start)
         return results
 
     def _answer(self, batch: Sequence[tuple[Any, ...]]) -> list[GenerationResult]:
@@ -165,20 +140,20 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
             talks.append(talk.to_hf_messages())
             for part in (part for message in talk.messages for part in message.content):
                 if part.type == "image":
-                    images.append(_image(part.url))
+                    images.append(asked.image(part.url))
                 elif part.type == "video":
-                    videos.append(_video(part, self.frames))
+                    videos.append(asked.video(part, self.frames))
                 elif part.type != "text":
                     raise TokenpruneError(f"task {task} shows {part.type}; tokenprune_hf takes pictures and videos")
         settings = batch[0][2]
         inputs = self._loaded.batch(talks, images, videos)
         with torch.inference_mode():
-            output = self._loaded.model.generate(**inputs, **_generation(settings))
+            output = self._loaded.model.generate(**inputs, **asked.generation(settings))
         new = output[:, inputs["input_ids"].shape[1] :]
         texts = self._loaded.processor.batch_decode(new, skip_special_tokens=True)
-        counts = self._counts(self._loaded, inputs, new, _beams(settings))
+        counts = self._counts(self._loaded, inputs, new, asked.beams(settings))
         return [
-            GenerationResult(text=_until(text, settings), token_counts=count)
+            GenerationResult(text=asked.until(text, settings), token_counts=count)
             for text, count in zip(texts, counts, strict=True)
         ]
 
@@ -186,7 +161,7 @@ class TokenpruneHf(lmms):  # type: ignore[misc]
         """Of each row; its state is the first of its beams."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
         given = mask.sum(1).tolist()
-        visual = (self._adapter.visual(loaded.model.config, ids) & mask).sum(1).tolist()
+        visual = (Anatomy.of(loaded.model).visual(ids) & mask).sum(1).tolist()
         pad = loaded.processor.tokenizer.pad_token_id
         written = (new != (-1 if pad is None else pad)).sum(1).tolist()
         report = self._pruning.report() if self._pruning is not None else None
@@ -206,59 +181,3 @@ def _ends_process() -> Iterator[None]:
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(f"error: {error}") from error
-
-
-def _image(given: Any) -> Image.Image:
-    if isinstance(given, Image.Image):
-        return given.convert("RGB")
-    if isinstance(given, (str, Path)):
-        return read_image(Path(given))
-    raise MediaError(f"expected a picture or the path of one, got {type(given).__name__}")
-
-
-def _video(part: Any, frames: int) -> np.ndarray:
-    if part.start_time is not None or part.end_time is not None:
-        raise MediaError(f"{part.url}: clips with a start or end time are not read; cut the video first")
-    if isinstance(part.url, (str, Path)):
-        return read_video(Path(part.url), frames)
-    raise MediaError(f"expected the path of a video, got {type(part.url).__name__}")
-
-
-def _beams(settings: Mapping[str, Any]) -> int:
-    return int(settings.get("num_beams") or 1)
-
-
-def _generation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's `generation_kwargs` as generate's; greedy unless it asks for a temperature."""
-    temperature = float(settings.get("temperature") or 0)
-    sampled = temperature > 0 and settings.get("do_sample") is not False
-    return {
-        "max_new_tokens": int(settings.get("max_new_tokens") or 1024),
-        "num_beams": _beams(settings),
-        "do_sample": sampled,
-        "temperature": temperature if sampled else None,
-        "top_p": settings.get("top_p") if sampled else None,
-        "top_k": settings.get("top_k") if sampled else None,
-    }
-
-
-def _until(text: str, settings: Mapping[str, Any]) -> str:
-    r"""The text before the first stop string; `\n\n` stands in every task by default and is none, as in lmms-eval."""
-    stops = settings.get("until") or []
-    for stop in [stops] if isinstance(stops, str) else stops:
-        if stop and stop != "\n\n":
-            text = text.split(stop)[0]
-    return text.strip()
-
-
-def _log(results: Sequence[GenerationResult], seconds: float) -> None:
-    """Speed and visual tokens of this process's answers, in lmms-eval's summary."""
-    if not results:
-        return
-    counts = [result.token_counts for result in results]
-    tokens = sum(count.output_tokens for count in counts)
-    means = {
-        "visual_tokens": sum(count.visual for count in counts) / len(counts),
-        "visual_average": sum(count.average for count in counts) / len(counts),
-    }
-    log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, additional_metrics=means)

@@ -17,7 +17,7 @@ from lmms_eval.utils import handle_non_serializable
 from loguru import logger
 
 from ...errors import UnknownNameError
-from ...outputs import write
+from ...outputs import write_all
 from . import MODEL
 from .lmms import TokenpruneHf
 from .tasks import write_pico
@@ -51,15 +51,8 @@ def evaluate(
     first = Accelerator()
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
-    folders = [str(include_path.resolve())] if include_path is not None else []
-    if "pico" in tasks:
-        if first.is_main_process:
-            write_pico(output / "tasks")
-        first.wait_for_everyone()
-        folders.append(str((output / "tasks").resolve()))
-    only_pico = set(tasks) == {"pico"}  # reading two thousand YAML files takes a while
-    manager = TaskManager("ERROR", include_path=folders, include_defaults=not only_pico, model_name=MODEL)
-    _check(tasks, manager.all_tasks)
+    manager = _tasks(tasks, output, include_path, first)
+    check_tasks(tasks, manager.all_tasks)
     results = simple_evaluate(
         model=TokenpruneHf(**model),
         tasks=list(tasks),
@@ -75,13 +68,25 @@ def evaluate(
     }
     visual = {task: _visual(lines) for task, lines in samples.items()}
     results["tokenprune"] = {**(about or {}), "tasks": list(tasks), "limit": limit, "visual": visual}
-    for task, lines in samples.items():
-        write(output / f"samples_{task}.jsonl", "".join(f"{_json(line)}\n" for line in lines))
-    write(output / "results.json", _json(results, indent=2) + "\n")
+    files = {f"samples_{task}.jsonl": "".join(f"{_json(line)}\n" for line in lines) for task, lines in samples.items()}
+    write_all(output, {**files, "results.json": _json(results, indent=2) + "\n"})  # whole results say that all is there
     return results
 
 
-def _check(tasks: Iterable[str], known: Sequence[str]) -> None:
+def _tasks(tasks: Sequence[str], output: Path, include_path: Path | None, first: Accelerator) -> TaskManager:
+    """All tasks that there are; pico's are written into the output by the first of several processes."""
+    folders = [str(include_path.resolve())] if include_path is not None else []
+    if "pico" in tasks:
+        if first.is_main_process:
+            write_pico(output / "tasks")
+        first.wait_for_everyone()
+        folders.append(str((output / "tasks").resolve()))
+    only_pico = set(tasks) == {"pico"}  # reading two thousand YAML files takes a while
+    return TaskManager("ERROR", include_path=folders, include_defaults=not only_pico, model_name=MODEL)
+
+
+def check_tasks(tasks: Iterable[str], known: Sequence[str]) -> None:
+    """Raise UnknownNameError for what is no task of lmms-eval."""
     for task in tasks:
         if task not in known:
             raise UnknownNameError(

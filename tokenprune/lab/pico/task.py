@@ -13,8 +13,8 @@ import torch
 
 from ...amounts import Budget
 from ...api import prune
+from ...model.anatomy import Anatomy
 from ...recipe import RecipeLike
-from ...registry import registry
 from ..loading import Loaded, encode, without_pixels
 from .scenes import KINDS, Scene, held_out
 
@@ -103,16 +103,16 @@ class Task:
                 done()
         if pruning is None:
             averages, shares = [self.visual], [1.0]
-        return Answers(said, self._right(said), fmean(averages), fmean(shares), sorted(layers))
+        return Answers(said, self.right(said), fmean(averages), fmean(shares), sorted(layers))
 
     @property
     def visual(self) -> int:
         """Visual tokens of the first prompt."""
-        config = self.loaded.model.config
         ids = self._batches[0][1][KINDS[0]]["input_ids"][:1]
-        return int(registry().adapter(config).visual(config, ids).sum())
+        return int(Anatomy.of(self.loaded.model).visual(ids).sum())
 
-    def _right(self, said: dict[str, list[str]]) -> dict[str, list[bool]]:
+    def right(self, said: dict[str, list[str]]) -> dict[str, list[bool]]:
+        """Whether each answer is exactly the right one, case and a final stop aside."""
         truth: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for scene in self.scenes:
             for question in scene.questions:
