@@ -164,7 +164,7 @@ class Pruner:
             if not self._attached:
                 return  # the block was left while this pass began
             self._running[made] = threading.current_thread()
-            live.forward = made
+            live.forward_pass = made
             self._hook(made, given, compiled)
         caches.mark_active(given.cache, True)
 
@@ -172,7 +172,7 @@ class Pruner:
         """Hook the blocks that this pass needs, and in a prefill what its stages look at."""
         if made.prefill:
             self._compiled = _is_compiled(self.anatomy)
-            made.taps = Taps(lambda: self.live.forward is made)
+            made.taps = Taps(lambda: self.live.forward_pass is made)
             forward.capture(made)
             first = 0 if self.pipeline.vision is not None else min(map(_block, made.prompt.stages), default=None)
             earlier = made.prompt.first_pruned
@@ -196,7 +196,7 @@ class Pruner:
         """`_begin` of a decode step on a static cache, as torch.compile traces it; False if it is something else."""
         new, cache = arguments.get("input_ids"), arguments.get("past_key_values")
         new = new if new is not None else arguments.get("inputs_embeds")
-        if new is None or new.shape[1] != 1 or caches.room(cache) is None or self.live.forward is not None:
+        if new is None or new.shape[1] != 1 or caches.room(cache) is None or self.live.forward_pass is not None:
             return False
         prompt, first = caches.owned(cache), caches.first_pruned(cache)
         if prompt is None or first is None:
@@ -207,13 +207,13 @@ class Pruner:
             return False
         made = ForwardPass(self.pipeline, None, prompt, cache=cache)
         made.held = visibility.held_in_static_cache(cache, mask)
-        self.live.forward = made
+        self.live.forward_pass = made
         caches.mark_active(cache, True)
         return True
 
     def _before_block(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
         """Before a decoder block. Torch calls a hook that another thread registers without kwargs for a moment."""
-        made = self.live.forward
+        made = self.live.forward_pass
         if made is None or kwargs is None:
             return None
         if made.as_unpruned:
@@ -228,15 +228,15 @@ class Pruner:
         return None if changed is None else ((changed[0], *args[1:]), changed[1])
 
     def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
-        made = self.live.forward
+        made = self.live.forward_pass
         return None if made is None else forward.after_decoder(made, output)
 
     def _after_base(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the base model, also after an exception: nothing of the pass stays but what the cache owns."""
-        made = self.live.forward
+        made = self.live.forward_pass
         if made is not None and made.given is None:
             caches.mark_active(made.cache, False)
-            self.live.forward = None
+            self.live.forward_pass = None
         elif made is not None:
             self._finish(made, output)
 
@@ -254,7 +254,7 @@ class Pruner:
 
     def _end(self) -> None:
         """End this thread's pass; also one that Ctrl-C left behind, after which torch runs no hook."""
-        made, self.live.forward = self.live.forward, None
+        made, self.live.forward_pass = self.live.forward_pass, None
         if made is None:
             return
         _close(made)

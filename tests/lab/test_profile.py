@@ -339,7 +339,7 @@ def test_a_profile_of_what_a_tower_pass_leaves(family: str) -> None:
     finally:
         handle.remove()
     assert state is not None
-    columns = [i for i, at in enumerate(state.seen(2).index[0].tolist()) if state.visual[0, at]]
+    columns = [i for i, at in enumerate(state.view_at(2).index[0].tolist()) if state.visual[0, at]]
     assert found["tokens"] == len(columns) == state.count_after_vision[0] < state.counts[0]
     assert found["entropy"]["queries"][2] == pytest.approx(explicit(seen[0][0, columns]), abs=1e-4)
 

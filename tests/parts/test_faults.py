@@ -153,10 +153,10 @@ def check_fault(recipe: Any, error: type[BaseException], message: str) -> None:
         for _ in range(2):
             with torch.no_grad(), pytest.raises(error, match=message):
                 lm(**inputs("llava", RAGGED))
-            assert pruning._pruner.live.forward is None or error is KeyboardInterrupt
+            assert pruning._pruner.live.forward_pass is None or error is KeyboardInterrupt
         text = [(9, (6,))]
         assert torch.isfinite(logits(answer("llava", "sdpa", text))).all()
-    assert pruning._pruner.live.forward is None
+    assert pruning._pruner.live.forward_pass is None
     assert not pruning._pruner._running
     assert attributes(lm) == hooks
     assert torch.equal(logits(answer("llava", "sdpa", RAGGED)), before)

@@ -23,7 +23,7 @@ class Live(threading.local):
         encoding: of pictures, by a tower with passes inside it (`vision/forward.py`).
         recording: of the tower's states, while the tower runs (`vision/recorder.py`).
         landing: gives the recording whose rows the projector gets next, or None where nobody keeps it any more.
-        forward: the pass of the base model (`pruner.py`).
+        forward_pass: of the base model (`pruner.py`).
         drafts: how many logits besides the last the pass to come is asked for.
         paused: whether passes go by unseen.
     """
@@ -31,7 +31,7 @@ class Live(threading.local):
     encoding: object | None = None
     recording: object | None = None
     landing: Callable[[], object | None] | None = None
-    forward: Any = None
+    forward_pass: Any = None
     drafts: int = 0
     paused: bool = False
 
