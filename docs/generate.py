@@ -6,7 +6,6 @@ Between `<!-- NAME -->` and `<!-- /NAME -->` of a page stands what `blocks()[NAM
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -90,15 +89,11 @@ def plugins() -> str:
 
 
 def _settings(entry: Entry) -> str:
-    if dataclasses.is_dataclass(entry.part):
-        found = {field.name: (field.default, dataclasses.MISSING) for field in dataclasses.fields(entry.part)}
-    elif entry.kind == "calibration":
-        every = list(inspect.signature(entry.part).parameters.values())[2:]
-        found = {one.name: (one.default, inspect.Parameter.empty) for one in every}
-    else:
-        return ""
+    if not dataclasses.is_dataclass(entry.part):
+        return ""  # an adapter
     return ", ".join(
-        f"`{name}`" if default is nothing else f"`{name}` (`{default}`)" for name, (default, nothing) in found.items()
+        f"`{field.name}`" if field.default is dataclasses.MISSING else f"`{field.name}` (`{field.default}`)"
+        for field in dataclasses.fields(entry.part)
     )
 
 
