@@ -25,7 +25,7 @@ from ..loading import Loaded
 from ..media import pictures, read_image
 from ..pico import scenes
 from ..results import Results
-from . import rows as prompts
+from . import rows as prompt_rows
 from .means import collapse_of, summary
 
 Shown = dict[str, Path | None]
@@ -125,7 +125,7 @@ def measure(
         TokenpruneError: `output` holds results of other settings.
     """
     anatomy = Anatomy.of(loaded.model)
-    chosen = read_layers(asked.layers, 1, anatomy.depth) or prompts.default_layers(anatomy.depth)
+    chosen = read_layers(asked.layers, 1, anatomy.depth) or prompt_rows.default_layers(anatomy.depth)
     settings = {**conditions.of_rows("profile", loaded), "data": asked.data, "seed": asked.seed}
     settings |= {"ask": asked.question, "layers": chosen}
     settings |= {} if asked.recipe is None else {"recipe": repr(load(asked.recipe))}
@@ -139,7 +139,7 @@ def measure(
             with nullcontext() if asked.recipe is None else prune(loaded.model, asked.recipe) as pruning:
                 visual = partial(_visual, anatomy.visual(inputs["input_ids"]), pruning)
                 prefill = partial(_prefill, loaded, inputs)
-                rows.add(key, prompts.row(anatomy.adapter, anatomy.decoder, visual, prefill, chosen))
+                rows.add(key, prompt_rows.row(anatomy.adapter, anatomy.decoder, visual, prefill, chosen))
     return Profile(asked, results, summary((rows[key] for key in asked.shown), asked.seed))
 
 
