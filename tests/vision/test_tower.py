@@ -340,6 +340,17 @@ def test_states_are_freed_without_a_garbage_collection() -> None:
         gc.enable()
 
 
+def test_a_tower_that_runs_without_its_projector_keeps_nothing() -> None:
+    lm, given = model("llava"), inputs("llava", ONE)
+    with torch.no_grad(), tokenprune.prune(lm, recipe(Probe())) as pruning:
+        held = lm.model.vision_tower(given["pixel_values"])
+        (recording,) = pruning._pruner.recorder.encodings
+        watch = weakref.ref(recording)
+        del recording, held
+        gc.collect()
+        assert watch() is None
+
+
 def test_an_encoding_may_be_a_tuple() -> None:
     """Which takes no weak references: its rows are known as long as its first tensor lives."""
     tower, lm = LlavaAdapter().vision_adapter(), model("llava")

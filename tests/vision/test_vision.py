@@ -30,6 +30,7 @@ from tokenprune.errors import (
 )
 from tokenprune.families.clip_tower import ClipTower
 from tokenprune.families.llava import LlavaAdapter
+from tokenprune.families.window_tower import WindowTower
 from tokenprune.parts.scorer import VisionScorer
 from tokenprune.recipe import load
 from tokenprune.seen.pictures import Pictures, Ranking
@@ -292,6 +293,54 @@ def test_a_hook_in_the_tower_may_be_called_by_another_thread(recipe: Any) -> Non
     assert called
     assert all(given is None for given in called)
     assert torch.equal(disturbed, alone)
+
+
+def test_blocks_share_what_is_narrowed_until_the_next_stage(monkeypatch: Any) -> None:
+    """A deeper tower, where blocks with the same arguments come before and after a stage."""
+    import copy
+
+    lm, narrowed = copy.deepcopy(model("qwen2_5_vl")), []
+    blocks = lm.model.visual.blocks
+    blocks.extend(copy.deepcopy(blocks[0]) for _ in range(3))
+    narrow = WindowTower.narrow
+
+    def spy(self: Any, call: Any, rows: torch.Tensor) -> Any:
+        narrowed.append(len(rows))
+        return narrow(self, call, rows)
+
+    monkeypatch.setattr(WindowTower, "narrow", spy)
+    recipe = {"prune": [tower(name="table", layers=["1/6", "4/6"], keep=[9, 5])]}
+    with tokenprune.prune(lm, recipe), torch.no_grad():
+        lm(**inputs("qwen2_5_vl", BATCHES["one"]))
+    assert narrowed == [4 * 9, 4 * 9, 4 * 5]  # the second block sees whole frames, the others windows
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_before_the_projector_states_are_those_of_the_last_block(family: str) -> None:
+    """Of the same tokens: LLaVA cuts the CLS rows off in between."""
+    lm, seen, given = model(family), [], []
+
+    @dataclass(frozen=True)
+    class Noting(VisionScorer):
+        def rank(self, pictures: Pictures) -> Ranking:
+            seen.append((pictures.keys, pictures.hidden))
+            return Ranking(pictures.tokens.float())
+
+    if family == "qwen2_5_vl":
+        keys = lm.model.visual.blocks[-1].attn.qkv
+        rows = lambda out: out.unflatten(-1, (3, 2, -1))[:, 1].mean(1).unflatten(0, (1, -1, 4)).mean(2)  # noqa: E731
+    else:
+        keys = lm.model.vision_tower.encoder.layers[-2].self_attn.k_proj
+        rows = lambda out: out[:, 1:].unflatten(-1, (2, -1)).mean(2)  # noqa: E731
+    handle = keys.register_forward_hook(lambda m, args, out: given.append(rows(out)))
+    try:
+        with tokenprune.prune(lm, {"prune": [tower(Noting(), name="table", layers=["23/24"], keep=[5])]}):
+            answer(family, "sdpa", BATCHES["one"])
+    finally:
+        handle.remove()
+    ((found, hidden),) = seen
+    torch.testing.assert_close(found, given[0])
+    assert hidden.shape[:2] == found.shape[:2]
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

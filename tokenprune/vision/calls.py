@@ -10,29 +10,26 @@ from torch import Tensor, nn
 from ..parts.vision import Call, VisionAdapter
 from .groups import Survivors
 
-Narrowed = dict[tuple[int, ...], tuple[Call, Call]]
-"""Calls of blocks, with all arguments and with those for the rows that are left, by the identity of all arguments."""
-
 
 def without_pixels(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """A tower's call, of which only sizes and grids are asked later: the pixels are not to be held for that."""
     return (None, *args[1:]), {k: v for k, v in kwargs.items() if k not in ("pixel_values", "hidden_states")}
 
 
-def narrow(adapter: VisionAdapter, call: Call, survivors: Survivors, known: Narrowed) -> Call:
+def narrow(adapter: VisionAdapter, call: Call, survivors: Survivors) -> Call:
     """A block's call with arguments for the rows that are left.
 
     A tower makes rotary tables and window lengths once and passes the same objects to many blocks, so they are narrowed
-    once for all of them. `known` remembers which, and holds on to them: the identity of an object that is gone may be
-    another's.
+    once for all of them. What was narrowed is remembered with all it was made of: the identity of an object that is
+    gone may be another's.
     """
     if not survivors.pruned:
         return call
     args, kwargs = call
     shared = (*map(id, args[1:]), *map(id, kwargs.values()))
-    if shared not in known:
-        known[shared] = call, adapter.narrow(call, survivors.kept_rows)
-    return known[shared][1]
+    if shared not in survivors.narrowed:
+        survivors.narrowed[shared] = call, adapter.narrow(call, survivors.kept_rows)
+    return survivors.narrowed[shared][1]
 
 
 def weigh(

@@ -31,7 +31,6 @@ class Encoding:
         stages: by layer; known before the first block, when the sizes of the pictures are.
         survivors: what is left; None before the first block, or where no picture came.
         captured: the block before a stage.
-        narrowed: calls of blocks for the rows that are left.
         landed: the rows that left the projector, to be known again by their bits.
     """
 
@@ -43,7 +42,6 @@ class Encoding:
     stages: Mapping[int, Stage] = field(default_factory=dict)
     survivors: Survivors | None = None
     captured: BlockRun | None = None
-    narrowed: calls.Narrowed = field(default_factory=dict)
     landed: Landed = field(default_factory=Landed)
 
     def prune(
@@ -64,14 +62,14 @@ class Encoding:
             grid=partial(stage.grid, self.adapter, self.tower, self.call, survivors.counts),
         )
         self.survivors, hidden = stage.prune(given, survivors, hidden)
-        self.captured, self.narrowed = None, {}
+        self.captured = None
         return hidden
 
     def narrow(self, block: nn.Module, call: Call, hidden: Float[Tensor, "*r d"]) -> Call:
         """A block's call, for the rows that are left and enter it."""
         if self.survivors is None:
             return call
-        call = calls.narrow(self.adapter, call, self.survivors, self.narrowed)
+        call = calls.narrow(self.adapter, call, self.survivors)
         return calls.weigh(self.adapter, block, call, self.survivors, hidden)
 
     def capture(self, block: nn.Module, call: Call) -> None:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import PromptError
+from ..parts.vision import Call
 
 LEFT = -1
 """The hole code of a slot that is still there."""
@@ -92,6 +93,14 @@ class Survivors:
     def kept_rows(self) -> Int[Tensor, "r"]:
         """Rows that are left, counted in those that came, ascending."""
         return in_order([self._rows(slots) for slots in self.slots_as_they_came])
+
+    @cached_property
+    def narrowed(self) -> dict[tuple[int, ...], tuple[Call, Call]]:
+        """Calls of blocks with all arguments, and with those for the rows left here (`calls.narrow`); empty at first.
+
+        By the identity of all arguments. It ends with these survivors: those of the next stage are other rows.
+        """
+        return {}
 
     @cached_property
     def sizes_of_rows(self) -> Float[Tensor, "r"]:
