@@ -9,6 +9,8 @@ What is listed here is imported when it is first asked for: `import tokenprune` 
 
 from __future__ import annotations
 
+from .version import __version__ as __version__
+
 TYPE_CHECKING = False  # type checkers take it for true; `typing` itself is not needed for what the command says at once
 if TYPE_CHECKING:
     from typing import Any
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from .registry.hookspecs import hookimpl
     from .seen.pictures import Pictures, Ranking
     from .seen.prompt import Seen
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Adapter",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from . import __version__, outputs
+from . import outputs
 from .amounts import Budget, checked
 from .errors import TokenpruneError, UnsupportedModelError
 from .plan.cost import DecoderSize
@@ -23,6 +23,7 @@ from .show import html as page
 from .show import overlay as drawing
 from .show.report import Report, report
 from .state.prompt import Prompt
+from .version import __version__
 
 NOTHING = "nothing was dropped yet: run the model on a picture inside the block first, with a recipe that drops tokens"
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from .amounts import Budget
 from .decoder import forward, inputs, visibility
-from .decoder.inputs import Given
+from .decoder.inputs import PassInput
 from .decoder.pipeline import Pipeline, assemble
 from .decoder.run import ForwardPass
 from .errors import AlreadyPrunedError
@@ -168,7 +168,7 @@ class Pruner:
             self._hook(made, given, compiled)
         caches.mark_active(given.cache, True)
 
-    def _hook(self, made: ForwardPass, given: Given, compiled: bool) -> None:
+    def _hook(self, made: ForwardPass, given: PassInput, compiled: bool) -> None:
         """Hook the blocks that this pass needs, and in a prefill what its stages look at."""
         if made.prefill:
             self._compiled = _is_compiled(self.anatomy)

@@ -107,7 +107,7 @@ def test_the_installed_command_is_the_module(wheel: Path) -> None:
 def test_nothing_is_imported_before_ctrl_c_is_caught() -> None:
     code = "import sys; before = {*sys.modules}; import tokenprune.__main__; print(*sorted({*sys.modules} - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert set(done.stdout.split()) - {"__future__"} == {"tokenprune", "tokenprune.__main__"}
+    assert set(done.stdout.split()) - {"__future__"} == {"tokenprune", "tokenprune.__main__", "tokenprune.version"}
 
 
 @pytest.mark.parametrize(("module", "arguments"), [("typer", ["--help"]), ("torch", ["ls"])])

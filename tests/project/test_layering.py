@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "tokenprune"
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "shipped": set(),
+    "version": set(),
     "ops": set(),
     "outputs": {"errors"},
     "amounts": {"errors"},
@@ -30,12 +31,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pruner": {"amounts", "decoder", "errors", "model", "parts", "recipe", "state", "vision"},
     "builtin": {"amounts", "ecl", "errors", "families", "ops", "parts", "registry", "seen", "shipped"},
     "show": {"errors", "parts", "plan", "state"},
-    "api": {"amounts", "errors", "outputs", "plan", "pruner", "recipe", "registry", "show", "state"},
+    "api": {"amounts", "errors", "outputs", "plan", "pruner", "recipe", "registry", "show", "state", "version"},
     "contract": {"api", "builtin", "errors", "model", "parts", "recipe", "registry", "seen", "state"},
     "lab": {"amounts", "api", "builtin", "ecl", "errors", "model", "ops", "outputs", "parts", "plan", "recipe"}
     | {"registry", "seen", "show"},
-    "cli": {"amounts", "api", "ecl", "errors", "lab", "outputs", "plan", "recipe", "registry", "show"},
-    "__init__": {"api", "errors", "parts", "recipe", "registry", "seen"},
+    "cli": {"amounts", "api", "ecl", "errors", "lab", "outputs", "plan", "recipe", "registry", "show"} | {"version"},
+    "__init__": {"version", "api", "errors", "parts", "recipe", "registry", "seen"},
     "__main__": {"cli"},
 }
 """What each folder or file of the package imports, no more and no less: from the bottom up, each line names lines above

@@ -20,7 +20,7 @@ PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.to
 TOP_LEVEL = {
     "pyproject.toml", "tokenprune", "plugins", "configs", "tests", "docs", "benchmarks", "README.md", "LICENSE",
     "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md", "Makefile", "constraints.txt", "mkdocs.yml",
-    "CITATION.cff",
+    "CITATION.cff", "AGENTS.md",
 }  # fmt: skip
 
 

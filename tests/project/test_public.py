@@ -112,7 +112,7 @@ def test_the_test_sees_what_is_not_public() -> None:
     assert list(used("from tokenprune import ops as o\no._mix(1)")) == ["tokenprune.ops", "tokenprune.ops._mix"]
     assert not public("tokenprune.decoder.forward")
     assert not public("tokenprune.ops._mix")
-    assert not public("tokenprune.lab.pico.scenes.Image")  # of pillow
+    assert not public("tokenprune.ops.annotations")  # of __future__
     assert not public("tokenprune.builtin.schedules.Pyramid")
     assert public("tokenprune.ops.fold")
     assert len(CODE) > 30

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
+from ..version import __version__
 from . import analyse, catalog, create, evaluate, measure, run, tables
 from . import demo as showing
 

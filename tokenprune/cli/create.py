@@ -79,10 +79,10 @@ def _files(name: str, kind: str) -> dict[str, str]:
 
 
 def _words(name: str, kind: str) -> dict[str, str]:
-    """What stands for `$name`, `$kind`, `$module`, `$cls` and `$function`: none of them a word of Python's."""
+    """What stands for `$name`, `$kind`, `$module` and `$cls`: none of them a word of Python's."""
     module = f"tokenprune_{name.replace('-', '_')}"
     cls = "".join(word.capitalize() for word in [*name.split("-"), kind])
-    return {"name": name, "kind": kind, "module": module, "cls": cls, "function": f"merge_{name.replace('-', '_')}"}
+    return {"name": name, "kind": kind, "module": module, "cls": cls}
 
 
 def write(folder: Path, files: dict[str, str]) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor
 from ..errors import LayerError
 from ..model import ranks
 from ..parts.fact import Fact, Sample
-from .inputs import Given
+from .inputs import PassInput
 from .pipeline import Pipeline, needed
 
 log = logging.getLogger("tokenprune")
 
 
-def learn(pipeline: Pipeline, given: Given, visual: Bool[Tensor, "b s"]) -> None:
+def learn(pipeline: Pipeline, given: PassInput, visual: Bool[Tensor, "b s"]) -> None:
     """Measure what is missing on the prompts of this prefill, remember it, and say so once.
 
     Raises:
@@ -30,7 +30,7 @@ def learn(pipeline: Pipeline, given: Given, visual: Bool[Tensor, "b s"]) -> None
             pipeline.facts[name] = pipeline.ranks.same(_measured(pipeline, fact, given, visual))
 
 
-def _measured(pipeline: Pipeline, fact: Fact, given: Given, visual: Bool[Tensor, "b s"]) -> Any:
+def _measured(pipeline: Pipeline, fact: Fact, given: PassInput, visual: Bool[Tensor, "b s"]) -> Any:
     anatomy = pipeline.anatomy
     if pipeline.vision is not None:
         raise LayerError(
@@ -45,6 +45,6 @@ def _measured(pipeline: Pipeline, fact: Fact, given: Given, visual: Bool[Tensor,
         "%s, measured on this model's first prompt: %s, %s",
         fact.about.removeprefix("the "),
         fact.tell(value),
-        f"remembered in {path}" if path else "not remembered (cache not writable, or weights offloaded)",
+        f"remembered in {path}" if path else f"not remembered{fact.why_not_remembered}",
     )
     return fact.planned(value)

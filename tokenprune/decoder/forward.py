@@ -23,12 +23,12 @@ from ..parts import guard
 from ..state import cache as caches
 from ..state.prompt import Prompt
 from . import facts, holes, inputs, narrow, visibility
-from .inputs import Given
+from .inputs import PassInput
 from .pipeline import Pipeline
 from .run import ForwardPass
 
 
-def before_model(pipeline: Pipeline, given: Given) -> ForwardPass:
+def before_model(pipeline: Pipeline, given: PassInput) -> ForwardPass:
     """The pass that begins: columns with visual tokens make a Prompt, a later step finds it in its cache.
 
     Raises:

@@ -25,7 +25,7 @@ NO_IDS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class PassInput:
     """One forward pass of the base model, as pruning reads it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Columns:
     question: tuple[int, ...]
 
 
-def read(arguments: Mapping[str, Any], anatomy: Anatomy, drafts: int, compiled: bool) -> Given | None:
+def read(arguments: Mapping[str, Any], anatomy: Anatomy, drafts: int, compiled: bool) -> PassInput | None:
     """What a pass was given; None where there is nothing to follow.
 
     A pass with pictures starts a prompt. Without them a placeholder of a later pass is a token like any other: drafted,
@@ -109,10 +109,10 @@ def read(arguments: Mapping[str, Any], anatomy: Anatomy, drafts: int, compiled: 
         raise PromptError(f"pruning cannot read these inputs: {reason}")
     total = start + width if mask is None else mask.shape[1]
     starting = ids if starts else None
-    return Given(arguments, starting, mask, cache, prompt, start, width, total, new.device, fed, drafts)
+    return PassInput(arguments, starting, mask, cache, prompt, start, width, total, new.device, fed, drafts)
 
 
-def locate(given: Given, anatomy: Anatomy) -> Columns:
+def locate(given: PassInput, anatomy: Anatomy) -> Columns:
     """The columns of the prompt that starts here, with one device sync.
 
     Raises:
@@ -134,7 +134,7 @@ def locate(given: Given, anatomy: Anatomy) -> Columns:
     return Columns(View.full(valid, lengths), visual, tuple(counts), tuple(words))
 
 
-def _refuse_split(given: Given, visual: Bool[Tensor, "b s"]) -> None:
+def _refuse_split(given: PassInput, visual: Bool[Tensor, "b s"]) -> None:
     """A picture that began in the pass before cannot be compared with what is left of it there."""
     earlier, start = given.earlier, given.start
     if earlier is None or earlier.end != start or not (earlier.visual[:, -1] & visual[:, 0]).any():
@@ -147,7 +147,7 @@ def _refuse_split(given: Given, visual: Bool[Tensor, "b s"]) -> None:
     )
 
 
-def _restarts(given: Given, valid: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
+def _restarts(given: PassInput, valid: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
     """Where positions go back within a row, as they do where another prompt begins."""
     restarts = torch.zeros_like(valid)
     positions = given.arguments.get("position_ids")

@@ -14,7 +14,7 @@ from ..model.taps import Taps
 from ..parts import guard
 from ..parts.attention import RotaryTables
 from ..state.prompt import Prompt, ViewLayers
-from .inputs import Given
+from .inputs import PassInput
 from .pipeline import Pipeline
 
 Mask = Tensor | BlockMask | None
@@ -56,7 +56,7 @@ class ForwardPass:
     """
 
     pipeline: Pipeline
-    given: Given | None
+    given: PassInput | None
     prompt: Prompt
     prefill: bool = False
     cache: Any = None

@@ -38,6 +38,7 @@ class EntropyCollapse(Fact):
     """The layer after which the entropy of visual tokens collapses (arXiv 2602.17196, section 3.3)."""
 
     about = "the Entropy Collapse Layer"
+    why_not_remembered = " (cache not writable, or weights offloaded)"
 
     def known(self, model: nn.Module, adapter: Adapter) -> int | None:
         return memory.known(model, adapter)

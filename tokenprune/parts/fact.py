@@ -45,6 +45,9 @@ class Fact(ABC):
     about: ClassVar[str]
     """What it is, in words, for messages."""
 
+    why_not_remembered: ClassVar[str] = ""
+    """What stands behind "not remembered" where `remember` could not."""
+
     @abstractmethod
     def measure(self, model: nn.Module, adapter: Adapter, samples: Iterable[Sample]) -> Any:
         """Its value. Raises ValueError for settings that make no sense, or where `samples` do not tell."""
