@@ -29,39 +29,11 @@ def registry() -> Registry:
     `TOKENPRUNE_PLUGINS`, if set, is a comma-separated allow-list of entry-point or distribution names (empty: none).
     Names that are taken are no reason to fail either: see `Registry`.
     """
-    builtin = import_module(BUILT_IN)
-    manager = pluggy.PluginManager("tokenprune")
-    manager.add_hookspecs(hookspecs)
-    manager.register(builtin, name=DISTRIBUTION)
-    origin: dict[int, str] = {id(builtin): DISTRIBUTION}
     broken: list[Broken] = []
-    for point in _allowed(entry_points(group=GROUP)):
-        distribution = point.dist.name if point.dist else point.value
-        try:
-            plugin = point.load()
-            manager.register(plugin, name=f"{distribution}:{point.name}")
-            origin[id(plugin)] = distribution  # not before: one that is registered already stays whose it is
-            manager.check_pending()  # a hook whose name is misspelt
-        except (Exception, SystemExit) as error:  # whatever a stranger's import can raise
-            manager.unregister(name=f"{distribution}:{point.name}")
-            broken.append(_report(distribution, error))
-    found: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
-    for kind in KINDS:
-        for implementation in getattr(manager.hook, f"tokenprune_{kind}s").get_hookimpls():
-            distribution = origin[id(implementation.plugin)]
-            try:
-                parts = dict(implementation.function())
-            except (Exception, SystemExit) as error:
-                broken.append(_report(distribution, error))
-                continue
-            for name, part in parts.items():
-                if reason := _unfit(kind, name, part):
-                    broken.append(_report(distribution, TypeError(f"{kind} {name!r} {reason}")))
-                    continue
-                found[kind].setdefault(name, []).append(Entry(kind, name, part, distribution))
+    offered = _offered(*_loaded(broken), broken)
     entries: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
     contested: dict[str, dict[str, tuple[Entry, ...]]] = {kind: {} for kind in KINDS}
-    for kind, names in found.items():
+    for kind, names in offered.items():
         for name, rivals in sorted(names.items()):
             won, lost = _settle(f"{kind} name {name!r}", rivals)
             broken += lost
@@ -76,6 +48,47 @@ def registry() -> Registry:
     for model_type, rivals in sorted(types.items()):
         broken += _settle(f"model type {model_type!r}", rivals)[1]
     return Registry(entries, tuple(broken), contested)
+
+
+def _loaded(broken: list[Broken]) -> tuple[pluggy.PluginManager, dict[int, str]]:
+    """Every plugin that can be imported, and the distribution of each by its identity; others join the `broken`."""
+    builtin = import_module(BUILT_IN)
+    manager = pluggy.PluginManager("tokenprune")
+    manager.add_hookspecs(hookspecs)
+    manager.register(builtin, name=DISTRIBUTION)
+    origin = {id(builtin): DISTRIBUTION}
+    for point in _allowed(entry_points(group=GROUP)):
+        distribution = point.dist.name if point.dist else point.value
+        try:
+            plugin = point.load()
+            manager.register(plugin, name=f"{distribution}:{point.name}")
+            origin[id(plugin)] = distribution  # not before: one that is registered already stays whose it is
+            manager.check_pending()  # a hook whose name is misspelt
+        except (Exception, SystemExit) as error:  # whatever a stranger's import can raise
+            manager.unregister(name=f"{distribution}:{point.name}")
+            broken.append(_report(distribution, error))
+    return manager, origin
+
+
+def _offered(
+    manager: pluggy.PluginManager, origin: dict[int, str], broken: list[Broken]
+) -> dict[str, dict[str, list[Entry]]]:
+    """What the plugins' hooks give, by kind and name, several to a name; what is unfit joins the `broken`."""
+    found: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
+    for kind in KINDS:
+        for implementation in getattr(manager.hook, f"tokenprune_{kind}s").get_hookimpls():
+            distribution = origin[id(implementation.plugin)]
+            try:
+                parts = dict(implementation.function())
+            except (Exception, SystemExit) as error:
+                broken.append(_report(distribution, error))
+                continue
+            for name, part in parts.items():
+                if reason := _unfit(kind, name, part):
+                    broken.append(_report(distribution, TypeError(f"{kind} {name!r} {reason}")))
+                    continue
+                found[kind].setdefault(name, []).append(Entry(kind, name, part, distribution))
+    return found
 
 
 def spell_part(kind: str, part: Any, where: str) -> str:
@@ -149,5 +162,5 @@ def _allowed(points: Any) -> list[EntryPoint]:
 
 def _report(distribution: str, error: BaseException) -> Broken:
     problem = Broken(distribution, f"{type(error).__name__}: {error}")
-    warnings.warn(f"tokenprune skips {problem}", stacklevel=3)
+    warnings.warn(f"tokenprune skips {problem}", stacklevel=4)
     return problem
