@@ -307,7 +307,7 @@ def test_rows_of_several_prompts_are_refused(packing: str) -> None:
 
 
 def kept_columns(state: Any, block: int) -> torch.Tensor:
-    view, kept = state.seen(block), torch.zeros_like(state.visual)
+    view, kept = state.view_at(block), torch.zeros_like(state.visual)
     for row in range(len(kept)):
         kept[row, view.index[row][view.valid[row]]] = True
     return kept
@@ -332,7 +332,7 @@ def test_hidden_states_stand_at_their_columns(family: str, recipe: str) -> None:
         assert a.shape == b.shape == written[0][i].shape
         assert close(a[kept], b[kept])
         assert close(written[0][i][kept], b[kept])
-        if pruning.state.layer(max(i - 1, 0)) is not None:
+        if pruning.state.view_layer(max(i - 1, 0)) is not None:
             assert not a[~kept].any()
     assert not close(pruned[-1][kept], plain[-1][kept])
     assert all(states.shape[1] == 1 for step in written[1:] for states in step)
@@ -340,7 +340,7 @@ def test_hidden_states_stand_at_their_columns(family: str, recipe: str) -> None:
 
 @pytest.mark.works("Generation", "`output_attentions`")
 def test_attention_maps_have_the_columns_that_a_block_holds() -> None:
-    """Not the prompt's: `pruning.state.seen(block).index` says which ones they are."""
+    """Not the prompt's: `pruning.state.view_at(block).index` says which ones they are."""
     lm, given = model("llava", "eager"), inputs("llava", RAGGED)
     with torch.no_grad(), tokenprune.prune(lm, MIXTURE) as pruning:
         pruned = lm(**given, output_attentions=True).attentions
@@ -348,7 +348,7 @@ def test_attention_maps_have_the_columns_that_a_block_holds() -> None:
         masked = lm(**given, output_attentions=True).attentions
     widths = set()
     for block, (small, whole) in enumerate(zip(pruned, masked, strict=True)):
-        view = pruning.state.seen(block)
+        view = pruning.state.view_at(block)
         assert small.shape[-2:] == (view.width, view.width)
         widths.add(view.width)
         for row in range(3):
