@@ -136,13 +136,13 @@ class Pruner:
             self.live.drafts = keep - 1 if isinstance(keep, int) and keep > 1 else 0
 
     def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the base model. Nothing behind `_begin` can tell whether the pass runs in code of torch.compile."""
-        compiled = torch.compiler.is_compiling()
+        """Before the base model. Nothing behind this can tell whether the pass runs in code of torch.compile."""
         arguments = {**dict(zip(self.anatomy.base_arguments, args, strict=False)), **kwargs} if args else kwargs
-        if not (compiled and self._traced(arguments)):
-            self._begin(arguments, compiled)
+        if not torch.compiler.is_compiling():
+            self._begin(arguments, False)
+        elif not self._traced(arguments):
+            self._begin_apart(arguments, True)
 
-    @_apart
     def _begin(self, arguments: Mapping[str, Any], compiled: bool) -> None:
         """A pass that runs as it stands, or up to here."""
         live = self.live
@@ -167,6 +167,8 @@ class Pruner:
             live.forward_pass = made
             self._hook(made, given, compiled)
         caches.mark_active(given.cache, True)
+
+    _begin_apart = _apart(_begin)
 
     def _hook(self, made: ForwardPass, given: PassInput, compiled: bool) -> None:
         """Hook the blocks that this pass needs, and in a prefill what its stages look at."""
@@ -222,6 +224,8 @@ class Pruner:
             made.as_unpruned = False
             with self._idle:
                 self._blocks.hook(number, keep=False)
+        if number < made.until and not made.prefill:  # as the block before
+            return None if made.changed is None else (args, {**kwargs, **made.changed})
         changed = forward.before_block(made, number, args[0], kwargs)
         if made.prefill:
             self.state = made.prompt
@@ -238,9 +242,8 @@ class Pruner:
             caches.mark_active(made.cache, False)
             self.live.forward_pass = None
         elif made is not None:
-            self._finish(made, output)
+            (self._finish_apart if torch.compiler.is_compiling() else self._finish)(made, output)
 
-    @_apart
     def _finish(self, made: ForwardPass, output: Any) -> None:
         if self.live.paused:
             return
@@ -251,6 +254,8 @@ class Pruner:
             finally:
                 if made.prefill:
                     self.state = made.prompt
+
+    _finish_apart = _apart(_finish)
 
     def _end(self) -> None:
         """End this thread's pass; also one that Ctrl-C left behind, after which torch runs no hook."""

@@ -202,7 +202,7 @@ def refusal(
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         got = f"{mask.ndim}-D mask that is not causal" if isinstance(mask, Tensor) else type(mask).__name__
         return f"it needs a 2-D attention mask (prompts x columns) or none, got a {got}; pass the tokenizer's mask"
-    if "flash" in anatomy.text._attn_implementation and caches.room(cache):
+    if caches.room(cache) and "flash" in anatomy.text._attn_implementation:
         return (
             "flash attention reads the empty columns of a static cache too, with or without pruning; use sdpa, or "
             "leave cache_implementation at its default"

@@ -52,6 +52,11 @@ class Pipeline:
     recorder: Recorder | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def attention(self) -> str:
+        """The decoder's attention backend, which may be changed between passes."""
+        return str(self.anatomy.text._attn_implementation)
+
     def stages(self, counts: Sequence[int], before_vision: Sequence[int] | None = None) -> dict[int, Stage]:
         """Of prompts with so many visual tokens, which were more `before_vision`. Raises what `plan_stages` raises."""
         return plan_stages(self.recipe, self.anatomy.depth, counts, self.facts, self.budget, before_vision)

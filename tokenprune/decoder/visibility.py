@@ -79,12 +79,19 @@ def held_in_static_cache(cache: Any, mask: Tensor | None) -> dict[Any, Held]:
 
 
 def mask(forward: ForwardPass, block: int, hidden: Float[Tensor, "b k d"]) -> Mask:
-    """The causal mask of this pass for a block, in whatever form the attention backend wants."""
+    """The causal mask of this pass for a block, in whatever form the attention backend wants.
+
+    One new column sees all that is held, so for sdpa the mask of a decode step is the 2-D one.
+    """
+    visible, given = held(forward, block, hidden.device).mask, forward.given
+    step = given is not None and given.width == 1 and not forward.prefill
+    if step and visible is not None and forward.pipeline.attention == "sdpa":
+        return visible[:, None, None]
     cache = None if forward.cache is None else caches.PhysicalLength(forward.cache, block)
     return create_causal_mask(
         config=forward.pipeline.anatomy.text,
         inputs_embeds=hidden,
-        attention_mask=held(forward, block, hidden.device).mask,
+        attention_mask=visible,
         past_key_values=cache,
         and_mask_function=_hiding_what_answers(forward, block, hidden, 0 if cache is None else cache.length),
         layer_idx=block,
@@ -127,7 +134,7 @@ def _hiding_what_answers(forward: ForwardPass, block: int, hidden: Tensor, past:
     drafts = forward.prompt.drafts
     if not forward.answering or not drafts:
         return None
-    if "flash" in forward.pipeline.anatomy.text._attn_implementation:
+    if "flash" in forward.pipeline.attention:
         raise PromptError(
             "a prompt ends with its picture and brings drafts along, from which flash attention cannot hide the "
             "picture's last token: use sdpa, decode without drafts, or let words follow the picture"

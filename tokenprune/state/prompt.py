@@ -238,7 +238,8 @@ class Prompt:
     ) -> Bool[Tensor, "b held"] | None:
         """The 2-D mask over what a block holds of the conversation's first `total` columns; None hides nothing.
 
-        `attention_mask` (b, total) is the caller's.
+        `attention_mask` (b, total) is the caller's. Which columns a block holds up to the end of this prompt does not
+        change any more, so every decode step finds that ready; all later columns are held.
         """
         if attention_mask is None:
             if not any(prompt.view_at(block).padded for prompt in self.conversation()):
@@ -246,22 +247,28 @@ class Prompt:
             given = torch.ones(len(self.counts), total, dtype=torch.bool, device=device)
         else:
             given = attention_mask.to(device, torch.bool)
-        return self._held(block, given, False)
+        key = self.view_layers(block), device
+        if key not in self._held:
+            columns = self.columns_held(block, self.end, device)
+            self._held[key] = columns.clamp_min(0), columns >= 0
+        columns, real = self._held[key]
+        return torch.cat([given.gather(1, columns) & real, given[:, self.end :]], dim=1)
+
+    @cached_property
+    def _held(self) -> dict[tuple[ViewLayers, torch.device], tuple[Int[Tensor, "b held"], Bool[Tensor, "b held"]]]:
+        """Columns that blocks hold up to the end of this prompt, and which are no pads, as `mask` needs them."""
+        return {}
 
     def columns_held(self, block: int, total: int, device: torch.device) -> Int[Tensor, "b held"]:
         """The column of the conversation (of `total`) that each one is that a block holds; -1 for pads."""
         every = torch.arange(total, device=device).expand(len(self.counts), -1)
-        return self._held(block, every, -1)
-
-    def _held(self, block: int, given: Tensor, pad: int) -> Tensor:
-        """Of something given for every column of the conversation, what is of columns that a block holds."""
         parts, at = [], 0
         for prompt in [*self.conversation()][::-1]:
-            start, view = prompt.start, prompt.view_at(block).to(given.device)
-            mine = given[:, start : start + view.span].gather(1, view.index)
-            parts += [given[:, at:start], mine.masked_fill(~view.valid, pad)]
+            start, view = prompt.start, prompt.view_at(block).to(device)
+            mine = every[:, start : start + view.span].gather(1, view.index)
+            parts += [every[:, at:start], mine.masked_fill(~view.valid, -1)]
             at = start + view.span
-        return torch.cat([*parts, given[:, at:]], dim=1)
+        return torch.cat([*parts, every[:, at:]], dim=1)
 
     def in_static_cache(self, room: int, device: torch.device) -> dict[ViewLayers, tuple[Tensor, Tensor | None]]:
         """`columns_held` (`room` of them) and, where positions were numbered anew, `freed_in_all`, by `view_layers`.
