@@ -13,7 +13,7 @@ WEB := .venv-web
 PLUGINS := plugins/tokenprune-knorm plugins/tokenprune-papers plugins/tokenprune-tower
 ARGS ?=
 
-.PHONY: help demo web test lint docs compatibility test-eval test-web test-floor wheel sdist dist clean
+.PHONY: help demo web test quick test-all lint docs compatibility test-eval test-web test-floor wheel sdist dist clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -26,6 +26,16 @@ web: $(VENV)/base $(WEB)/ready ## the demo as a page on this machine (ARGS="--mo
 
 test: lint ## ruff, mypy and pytest (ARGS="-k entropy")
 	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest $(ARGS)
+
+test-all: lint ## the same, and tests marked slow
+	PYTHONPATH=$(VENV)/int8 $(VENV)/bin/python -m pytest --all $(ARGS)
+
+QUICK := tests/ops tests/plan tests/recipe/test_recipe.py tests/project/test_layering.py tests/model/test_taps.py \
+	$(foreach family,llava llava_next video_llava qwen2_5_vl,\
+	"tests/decoder/test_oracle.py::test_pruning_equals_masking[$(family)-sdpa-ragged-mixture]")
+
+quick: $(VENV)/dev ## unit tests and one oracle per family, in under a minute
+	$(VENV)/bin/python -m pytest $(QUICK) $(ARGS)
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .

@@ -34,9 +34,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-compatibility", action="store_true", help="write docs/compatibility.md")
+    parser.addoption("--all", action="store_true", help="tests marked slow too, which a choice of tests has anyway")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "works(area, what): a use that works, for docs/compatibility.md")
     config.addinivalue_line("markers", "refused(area, what): a use that is refused with a sentence")
+    config.addinivalue_line("markers", "slow: a corner for `make test-all`")
     config.pluginmanager.register(Compatibility(config))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a choice of tests, slow ones stay out."""
+    chosen = config.getoption("-k") or config.getoption("-m") or config.args != config.getini("testpaths")
+    if config.getoption("--all") or chosen:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]

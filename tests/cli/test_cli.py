@@ -419,6 +419,7 @@ def test_demo_tells_of_a_collapse_where_there_is_one() -> None:
     assert "goes from 1.00 to 2.00 nats over the 3 layers and does not collapse" in demos.tell([1.0, 1.5, 2.0])
 
 
+@pytest.mark.slow
 def test_demo_takes_a_picture(capsys: pytest.CaptureFixture[str], picture: str, tmp_path: Path) -> None:
     code, out, _ = run(capsys, "demo", "--image", picture, "--output", str(tmp_path / "out"), "-r", "random")
     assert code == 0

@@ -27,6 +27,8 @@ from tokenprune import hookimpl
 from tokenprune import Adapter
 from tokenprune.contract import families
 
+pytestmark = pytest.mark.slow
+
 
 class VipLlavaAdapter(Adapter):
     """VipLLaVA."""

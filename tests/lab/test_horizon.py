@@ -149,6 +149,7 @@ def test_the_first_token_of_an_answer_is_the_one_the_model_writes() -> None:
 OPTIONS = ("horizon", "pico", "--limit", "1", "--window", "6", "--layers", "7,5", "--oracle", "36")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_the_same(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,6 +252,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_two_at_once_end_with_the_numbers_of_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Real processes with one output folder; one of them measures in the other's rows."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"

@@ -262,6 +262,7 @@ def test_notebooks_are_small_whole_and_linked(path: Path) -> None:
     assert f"(notebooks/{path.name})" in (DOCS / "index.md").read_text()
 
 
+@pytest.mark.slow
 def test_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In real kernels, side by side, on one scene; each cell gives outputs of the kinds that are stored."""
     nbformat = pytest.importorskip("nbformat")

@@ -410,6 +410,7 @@ def test_a_thread_killed_in_its_pass_holds_nobody_up() -> None:
     assert torch.equal(answer("llava", "sdpa", ONE).sequences, expected)
 
 
+@pytest.mark.slow
 def test_five_hundred_prompts_leave_nothing() -> None:
     """Counted objects, not megabytes; a cache that is held holds its own state only."""
     lm, batches = model("llava"), [inputs("llava", prompts) for prompts in (ONE, PADDED)]
