@@ -171,7 +171,11 @@ class Pruner:
     _begin_apart = _apart(_begin)
 
     def _hook(self, made: ForwardPass, given: PassInput, compiled: bool) -> None:
-        """Hook the blocks that this pass needs, and in a prefill what its stages look at."""
+        """Hook the blocks that this pass needs, and in a prefill what its stages look at.
+
+        A decode step where nothing is hidden needs none: blocks that hold fewer columns get what the model gives all.
+        One block is watched, to see whether the model does find something to hide.
+        """
         if made.prefill:
             self._compiled = _is_compiled(self.anatomy)
             made.taps = Taps(lambda: self.live.forward_pass is made)
@@ -184,6 +188,7 @@ class Pruner:
         if first is None:
             return
         compiled = compiled or self._compiled or caches.room(made.cache) is not None
+        compiled = compiled or self.anatomy.blocks[first]._compiled_call_impl is not None  # since the prefill
         step = not made.prefill and given.width == 1
         made.as_unpruned = step and not compiled and made.prompt.plain
         if made.as_unpruned:
