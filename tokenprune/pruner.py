@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .amounts import Budget
-from .decoder import forward, inputs, visibility
+from .decoder import additions, forward, inputs, visibility
 from .decoder.inputs import PassInput
 from .decoder.pipeline import Pipeline, assemble
 from .decoder.run import ForwardPass
@@ -180,6 +180,8 @@ class Pruner:
             self._compiled = _is_compiled(self.anatomy)
             made.taps = Taps(lambda: self.live.forward_pass is made)
             forward.capture(made)
+            if made.prompt.stages or self.pipeline.vision is not None:
+                additions.take_over(made)
             first = 0 if self.pipeline.vision is not None else min(map(_block, made.prompt.stages), default=None)
             earlier = made.prompt.first_pruned
             first = min((each for each in (first, earlier) if each is not None), default=None)

@@ -68,6 +68,16 @@ class Taps:
 
         self.undo(module.register_forward_hook(hook).remove)
 
+    def change(self, module: nn.Module, become: Callable[[Tensor], Tensor]) -> None:
+        """The module's output becomes `become(output)`; of a tuple its first entry does."""
+
+        def hook(_: nn.Module, args: Any, output: Any) -> Any:
+            if not self._active():
+                return None
+            return (become(output[0]), *output[1:]) if isinstance(output, tuple) else become(output)
+
+        self.undo(module.register_forward_hook(hook).remove)
+
     def undo(self, last: Callable[[], Any]) -> None:
         """Call this too when the run is over."""
         self._handles.callback(last)
