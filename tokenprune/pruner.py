@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -59,7 +59,7 @@ class Pruner:
         self.live = Live()
         self.state: Prompt | None = None  # the last prompt batch
         self._hooks = ExitStack()
-        self._blocks = BlockHooks(self.anatomy.blocks, self._before_block)
+        self._blocks = BlockHooks(self.anatomy.blocks, self._block_hook)
         self._compiled = _is_compiled(self.anatomy)
         self._attached = False
         self._running: dict[ForwardPass, threading.Thread] = {}  # passes, and who runs them
@@ -220,19 +220,28 @@ class Pruner:
         caches.mark_active(cache, True)
         return True
 
-    def _before_block(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
-        """Before a decoder block. Torch calls a hook that another thread registers without kwargs for a moment."""
-        made = self.live.forward_pass
-        if made is None or kwargs is None:
-            return None
+    def _block_hook(self, number: int) -> Callable[..., Any]:
+        """The hook of a block. In a decode step the next blocks get what the first one got: that must be quick."""
+        live = self.live
+
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
+            made = live.forward_pass
+            if made is None or kwargs is None:  # torch calls a hook that another thread registers so for a moment
+                return None
+            if number < made.until and not made.prefill:
+                return None if made.changed is None else (args, {**kwargs, **made.changed})
+            return self._before_block(number, made, args, kwargs)
+
+        return hook
+
+    def _before_block(self, number: int, made: ForwardPass, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Before a decoder block of a prefill, or the first one of those that see alike in a later pass."""
         if made.as_unpruned:
             if kwargs.get("attention_mask") is None:
                 return None  # the model found nothing to hide, and nothing else is different
             made.as_unpruned = False
             with self._idle:
                 self._blocks.hook(number, keep=False)
-        if number < made.until and not made.prefill:  # as the block before
-            return None if made.changed is None else (args, {**kwargs, **made.changed})
         changed = forward.before_block(made, number, args[0], kwargs)
         if made.prefill:
             self.state = made.prompt

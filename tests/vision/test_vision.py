@@ -263,7 +263,7 @@ def test_threads_prune_their_own_pictures(family: str) -> None:
 def test_a_hook_of_another_thread_may_come_without_keywords() -> None:
     """torch adds a hook before it notes that it takes keywords; a thread that runs the module meanwhile gives none."""
     with tokenprune.prune(model("llava"), {"prune": RECIPES["two-sided"]}) as pruning:
-        assert pruning._pruner._before_block(0, torch.nn.Identity(), (torch.zeros(1, 2, 4),)) is None
+        assert pruning._pruner._block_hook(0)(torch.nn.Identity(), (torch.zeros(1, 2, 4),)) is None
 
 
 @pytest.mark.parametrize("recipe", [{"prune": RECIPES["two-sided"]}, "visionzip"], ids=["pruned", "recorded"])

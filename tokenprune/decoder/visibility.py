@@ -81,12 +81,14 @@ def held_in_static_cache(cache: Any, mask: Tensor | None) -> dict[Any, Held]:
 def mask(forward: ForwardPass, block: int, hidden: Float[Tensor, "b k d"]) -> Mask:
     """The causal mask of this pass for a block, in whatever form the attention backend wants.
 
-    One new column sees all that is held, so for sdpa the mask of a decode step is the 2-D one.
+    One new column sees all that is held, so for sdpa the mask of a decode step is the 2-D one, as numbers that are
+    added to the logits: sdpa would make those of truth values again in every block.
     """
     visible, given = held(forward, block, hidden.device).mask, forward.given
     step = given is not None and given.width == 1 and not forward.prefill
     if step and visible is not None and forward.pipeline.attention == "sdpa":
-        return visible[:, None, None]
+        added = torch.zeros(visible.shape, dtype=hidden.dtype, device=visible.device)
+        return added.masked_fill_(~visible, -torch.inf)[:, None, None]
     cache = None if forward.cache is None else caches.PhysicalLength(forward.cache, block)
     return create_causal_mask(
         config=forward.pipeline.anatomy.text,

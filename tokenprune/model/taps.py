@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -101,10 +100,10 @@ class BlockHooks:
 
     Args:
         blocks: of the decoder.
-        see: `see(number, module, args, kwargs)` before a block.
+        see: `see(number)` is the hook of a block, with keywords.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], see: Callable[..., Any]) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], see: Callable[[int], Callable[..., Any]]) -> None:
         self._blocks, self._see = blocks, see
         self._handles: dict[int, RemovableHandle] = {}
         self._keep = False
@@ -124,8 +123,8 @@ class BlockHooks:
     def watch(self, number: int) -> None:
         """One block."""
         if number not in self._handles:
-            see = partial(self._see, number)
-            self._handles[number] = self._blocks[number].register_forward_pre_hook(see, with_kwargs=True)
+            hook = self._see(number)
+            self._handles[number] = self._blocks[number].register_forward_pre_hook(hook, with_kwargs=True)
 
     def rest(self, watched: int) -> None:
         """Take all out but one."""
