@@ -29,6 +29,9 @@ class Scheduler(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     """Names of facts (`tokenprune_facts`) that `plan` reads; they are known before `plan` is called."""
 
+    with_layer: ClassVar[str | None] = None
+    """The name of the schedule that this one becomes where a recipe's override says its `layer`; None: it has one."""
+
     @abstractmethod
     def plan(self, given: PlanInput) -> dict[int, int]:
         """`{layer: tokens kept}`, layers ascending, counts strictly decreasing and below `given.visual`.

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..errors import RecipeError
 from ..parts.merger import Merger
 from ..parts.scheduler import Scheduler
+from ..registry import registry
 from .values import SCORERS, Pass, VisionPass
 
 BUDGETS = ("keep", "average", "ratio")
@@ -58,13 +59,7 @@ def override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[s
             continue
         try:
             setting = yaml.safe_load(value)
-            parent, _, last = key.rpartition(".")
-            schedule: Any = OmegaConf.select(config, parent) if parent.endswith(".schedule") else None
-            if OmegaConf.is_dict(schedule) and setting is not None:
-                for other in BUDGETS if last in BUDGETS else ():
-                    schedule.pop(other, None)
-                if last == "layer" and schedule.get("name") == "ecl":
-                    schedule["name"] = "fixed"  # the same, with its layer said
+            _make_room(config, key, setting)
             OmegaConf.update(config, key, setting, merge=False, force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
             problems.append(f"override {line!r}: {_beyond(content, key) or reason_of(error)}")
@@ -72,6 +67,18 @@ def override(name: str, content: dict[str, Any], lines: Sequence[str]) -> dict[s
         raise RecipeError(name, problems)
     updated = typing.cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
     return {**updated, "prune": [_spell_out(item) for item in _as_list(updated.get("prune"))]}
+
+
+def _make_room(config: Any, key: str, setting: Any) -> None:
+    """For a setting of a schedule: budgets are alternatives, and one that finds its layer becomes one that is told."""
+    parent, _, last = key.rpartition(".")
+    schedule: Any = OmegaConf.select(config, parent) if parent.endswith(".schedule") else None
+    if not OmegaConf.is_dict(schedule) or setting is None:
+        return
+    for other in BUDGETS if last in BUDGETS else ():
+        schedule.pop(other, None)
+    if last == "layer" and (known := registry().entries["scheduler"].get(str(schedule.get("name")))):
+        schedule["name"] = known.part.with_layer or schedule["name"]
 
 
 def _beyond(content: Any, key: str) -> str | None:

@@ -25,6 +25,7 @@ class Ecl(Scheduler):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("ecl",)
+    with_layer: ClassVar[str | None] = "fixed"
 
     keep: Budget | None = None
     average: Budget | None = None
