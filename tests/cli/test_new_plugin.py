@@ -18,6 +18,8 @@ from tokenprune.errors import TokenpruneError
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.registry import Broken, Entry, registry
 
+pytestmark = pytest.mark.slow
+
 # the tests of a plugin for a family of its own: its adapter comes from the docs
 FAMILY = '''
 from functools import partial
@@ -26,8 +28,6 @@ import transformers
 from tokenprune import hookimpl
 from tokenprune import Adapter
 from tokenprune.contract import families
-
-pytestmark = pytest.mark.slow
 
 
 class VipLlavaAdapter(Adapter):

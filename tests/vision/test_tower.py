@@ -344,7 +344,7 @@ def test_a_tower_that_runs_without_its_projector_keeps_nothing() -> None:
     lm, given = model("llava"), inputs("llava", ONE)
     with torch.no_grad(), tokenprune.prune(lm, recipe(Probe())) as pruning:
         held = lm.model.vision_tower(given["pixel_values"])
-        (recording,) = pruning._pruner.recorder.encodings
+        (recording,) = pruning._pruner.pipeline.recorder.encodings
         watch = weakref.ref(recording)
         del recording, held
         gc.collect()
