@@ -51,12 +51,15 @@ def test_a_call_without_keywords_is_of_another_thread() -> None:
 
 
 def test_a_run_that_is_over_leaves_nothing() -> None:
-    module, taps, undone = nn.Identity(), Taps(lambda: True), []
+    module, undone, among = nn.Identity(), [], set[Taps]()
+    taps = Taps(lambda: True, among)
     taps.before(module, lambda args, kwargs: args)
     taps.undo(lambda: undone.append(1))
     (hook,) = hooks(module)
+    assert among == {taps}
     taps.close()
     taps.close()
     assert not hooks(module)
     assert undone == [1]
+    assert not among
     assert hook(module, (1,), {}) is None  # as a thread may call it that looked which hooks there are before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +45,15 @@ class Taps:
 
     Args:
         active: whether the thread that asks is in the run.
+        among: taps that are not closed, in any thread: these join them until they are.
     """
 
-    def __init__(self, active: Callable[[], bool]) -> None:
+    def __init__(self, active: Callable[[], bool], among: set[Taps] | None = None) -> None:
         self._active = active
         self._handles = ExitStack()
+        if among is not None:
+            among.add(self)
+            self.undo(partial(among.discard, self))
 
     def before(self, module: nn.Module, see: Callable[[Any, dict[str, Any]], Any], first: bool = False) -> None:
         """`see(args, kwargs)` before the module, `first` of its hooks; what it returns, if anything, goes in."""

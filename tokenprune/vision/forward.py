@@ -91,11 +91,9 @@ class VisionPruner:
     def before_tower(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Tap the blocks that the projector's rows come through."""
         self._untap()
-        taps = Taps(lambda: self.live.encoding is encoding)
+        taps = Taps(lambda: self.live.encoding is encoding, self._open)
         encoding = Encoding(self.adapter, self.code, tower, without_pixels(args, kwargs), taps)
         self.live.encoding = encoding
-        self._open.add(taps)
-        taps.undo(partial(self._open.discard, taps))
         for number, block in enumerate(self.adapter.blocks(tower)[: self.depth - 1]):
             taps.before(block, partial(self.before_block, encoding, number, block))
 

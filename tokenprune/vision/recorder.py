@@ -61,10 +61,8 @@ class Recorder:
     def before_tower(self, tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Tap what the tower has now."""
         self._end()
-        taps = Taps(lambda: self.live.recording is recording)
+        taps = Taps(lambda: self.live.recording is recording, self._open)
         recording = Recording(self.adapter, tower, without_pixels(args, kwargs), taps)
-        self._open.add(taps)
-        taps.undo(partial(self._open.discard, taps))
         for number in self.wanted:
             recording.tap(number)
         self.live.recording, self.live.landing = recording, weakref.ref(recording)

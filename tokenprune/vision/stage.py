@@ -45,7 +45,7 @@ class StageInput:
 
     @property
     def scorer(self) -> VisionScorer:
-        assert isinstance(self.stage.step.scorer, VisionScorer)  # `Pass` sees to it
+        assert isinstance(self.stage.step.scorer, VisionScorer)  # `VisionPass` sees to it
         return self.stage.step.scorer
 
     def number(self, fault: str | None = None) -> int:
