@@ -11,13 +11,13 @@ from .experiment import measure, prepare
 from .found import Asked, Horizon
 from .means import RULE, oracle_summary, strength, summary, vanishes
 from .oracle import check_oracle, oracle_row
-from .probe import Given, information, logits, row
+from .probe import GivenScores, information, logits, row
 from .windows import Window, token_scores, windows
 
 __all__ = [
     "RULE",
     "Asked",
-    "Given",
+    "GivenScores",
     "Horizon",
     "Window",
     "check_oracle",

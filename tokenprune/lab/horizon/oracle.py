@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...builtin.scorers.random import Random
 from ...errors import BudgetError
-from .probe import Given, information, logits, probabilities
+from .probe import GivenScores, information, logits, probabilities
 from .windows import Window, token_scores
 
 
@@ -40,7 +40,7 @@ def oracle_row(
     for name in ("oracle", "random"):
         p, right = [], []
         for i, layer in enumerate(layers):
-            scorer = Given(iter([token_scores(told[i].tolist(), cut, n)])) if name == "oracle" else Random(seed)
+            scorer = GivenScores(iter([token_scores(told[i].tolist(), cut, n)])) if name == "oracle" else Random(seed)
             answer = logits(model, inputs, layer, scorer, keep)
             p += probabilities(answer, token)
             right.append(int(answer.argmax(-1)) == token)

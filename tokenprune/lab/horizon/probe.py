@@ -22,7 +22,7 @@ from .windows import Window
 
 
 @dataclass(frozen=True, eq=False)
-class Given(Scorer):
+class GivenScores(Scorer):
     """Scores made beforehand, one row per prompt of a single batch; the engine asks prompt by prompt, in order."""
 
     rows: Iterator[Float[Tensor, "n"]]
@@ -75,14 +75,14 @@ def row(
     none: list[float] = []
     kept: list[list[float]] = []
     for layer in layers:
-        none += probabilities(logits(model, inputs, layer, Given(iter([torch.zeros(n)])), keep=0), token)
+        none += probabilities(logits(model, inputs, layer, GivenScores(iter([torch.zeros(n)])), keep=0), token)
         at = dict[int, float]()
         for part in _batches(cut, batch):
             scores = torch.zeros(len(part), n)
             for line, which in zip(scores, part, strict=True):
                 line[list(cut[which].tokens)] = 1
             size = len(cut[part[0]].tokens)
-            found = logits(model, inputs, layer, Given(iter(scores)), size, len(part))
+            found = logits(model, inputs, layer, GivenScores(iter(scores)), size, len(part))
             at.update(zip(part, probabilities(found, token), strict=True))
         kept.append([at[i] for i in range(len(cut))])
         advance()
