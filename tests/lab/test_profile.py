@@ -18,14 +18,14 @@ from PIL import Image
 from spectra import explicit
 
 import tokenprune
-from tokenprune import ecl
+from tokenprune import Sample, ecl
 from tokenprune.ecl import memory
 from tokenprune.errors import LayerError
 from tokenprune.lab import profile
 from tokenprune.lab.horizon import probe
 from tokenprune.lab.pico import scenes
 from tokenprune.lab.profile import rows
-from tokenprune.registry import registry
+from tokenprune.model.anatomy import Anatomy
 
 LAYERS = [1, 3, 6]
 
@@ -33,15 +33,14 @@ LAYERS = [1, 3, 6]
 def row(family: str) -> tuple[dict[str, Any], dict[str, list[torch.Tensor]]]:
     """A profile's row of the tiny model, and the visual states of every block seen by hooks of our own."""
     lm, given = model(family), inputs(family, ONE)
-    adapter = registry().adapter(lm.config)
-    decoder = adapter.decoder(adapter.base(lm))
-    visual = adapter.visual(lm.config, given["input_ids"])
+    anatomy = Anatomy.of(lm)
+    adapter, visual = anatomy.adapter, anatomy.visual(given["input_ids"])
     seen: dict[str, list[torch.Tensor]] = {"queries": [], "keys": []}
     handles = [
         adapter.attention(block)
         .modules[state]
         .register_forward_hook(lambda module, args, out, s=state: seen[s].append(out[0][visual[0]]))
-        for block in adapter.blocks(decoder)
+        for block in anatomy.blocks
         for state in seen
     ]
     with torch.no_grad():
@@ -49,7 +48,7 @@ def row(family: str) -> tuple[dict[str, Any], dict[str, list[torch.Tensor]]]:
     for handle in handles:
         handle.remove()
     before = [list(module._forward_hooks) for module in lm.modules()]
-    found = profile.row(adapter, decoder, lambda: visual, lambda: lm(**given), LAYERS)
+    found = profile.row(anatomy, Sample.of(lm, adapter, given), LAYERS)
     assert [list(module._forward_hooks) for module in lm.modules()] == before
     return found, seen
 
@@ -328,14 +327,14 @@ def test_depth_of_the_tiny_models() -> None:
 def test_a_profile_of_what_a_tower_pass_leaves(family: str) -> None:
     """The same as of the tokens that survive, looked up by hand in what the blocks computed."""
     lm, given = model(family), inputs(family, ONE)
-    adapter = registry().adapter(lm.config)
-    decoder = adapter.decoder(adapter.base(lm))
+    anatomy = Anatomy.of(lm)
     recipe = {"prune": [{"tower": "vision", "scorer": "random", "schedule": {"name": "fixed", "layer": 1, "keep": 6}}]}
     seen: list[torch.Tensor] = []
-    handle = decoder.layers[2].self_attn.q_proj.register_forward_hook(lambda m, args, output: seen.append(output))
+    handle = anatomy.blocks[2].self_attn.q_proj.register_forward_hook(lambda m, args, output: seen.append(output))
     try:
         with tokenprune.prune(lm, recipe) as pruning, torch.no_grad():
-            found = profile.row(adapter, decoder, lambda: pruning.state.entering_visual, lambda: lm(**given), LAYERS)
+            left = Sample(lambda: lm(**given), lambda: pruning.state.entering_visual)
+            found = profile.row(anatomy, left, LAYERS)
             state = pruning.state
     finally:
         handle.remove()

@@ -115,7 +115,6 @@ def collapse_layer(name: str, scale: Fraction) -> int:
 
     Raises LayerError if none is shipped.
     """
-
     layer = shipped(name, geometry(name).depth)
     if layer is None:
         raise LayerError(f"no Entropy Collapse Layer is shipped for {name}: pass --ecl LAYER")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
-
-import torch
 
 from ... import ecl
 from ...model.anatomy import Anatomy
+from ...parts.fact import Sample
 from ..loading import Loaded
 
 
-@torch.inference_mode()
-def entropies(loaded: Loaded, inputs: Mapping[str, Any]) -> list[float]:
+def entropies(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[float, ...]:
     """Matrix entropy of this prompt's visual tokens by layer, in nats, unpruned."""
-    anatomy = Anatomy.of(loaded.model)
-    visual = partial(anatomy.visual, inputs["input_ids"])
-    prefill = partial(loaded.model, **inputs, logits_to_keep=1)
-    return ecl.layer_entropies(anatomy.adapter, anatomy.decoder, visual, prefill)
+    adapter = Anatomy.of(loaded.model).adapter
+    sample = Sample.of(loaded.model, adapter, inputs)
+    return ecl.EntropyCollapse().measure(loaded.model, adapter, [sample]).mean
 
 
 def tell(entropies: Sequence[float]) -> str:

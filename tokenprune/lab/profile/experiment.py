@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from ... import ecl
 from ...api import Pruning, prune
 from ...errors import MediaError
 from ...model.anatomy import Anatomy
+from ...parts.fact import Sample
 from ...recipe import load
 from .. import conditions, plots
 from ..layers import read_layers
@@ -136,18 +136,13 @@ def measure(
         scene = next(drawn)
         if key not in rows:
             inputs = loaded.inputs(asked.question, [read_image(path) if path else scene.picture])
+            sample = Sample.of(loaded.model, anatomy.adapter, inputs)
             with nullcontext() if asked.recipe is None else prune(loaded.model, asked.recipe) as pruning:
-                visual = partial(_visual, anatomy.visual(inputs["input_ids"]), pruning)
-                prefill = partial(_prefill, loaded, inputs)
-                rows.add(key, prompt_rows.row(anatomy.adapter, anatomy.decoder, visual, prefill, chosen))
+                left = sample if pruning is None else replace(sample, visual=partial(_left, sample, pruning))
+                rows.add(key, prompt_rows.row(anatomy, left, chosen))
     return Profile(asked, results, summary((rows[key] for key in asked.shown), asked.seed))
 
 
-def _visual(visual: Bool[Tensor, "b s"], pruning: Pruning | None) -> Bool[Tensor, "b s"]:
-    """Columns of the decoder's blocks with visual tokens, now that the first of them runs."""
-    return visual if pruning is None or pruning.state is None else pruning.state.entering_visual
-
-
-@torch.inference_mode()
-def _prefill(loaded: Loaded, inputs: Mapping[str, Tensor]) -> None:
-    loaded.model(**inputs, logits_to_keep=1, use_cache=False)
+def _left(sample: Sample, pruning: Pruning) -> Bool[Tensor, "b s"]:
+    """Columns of the decoder's blocks with the visual tokens that the tower left, now that the first of them runs."""
+    return sample.visual() if pruning.state is None else pruning.state.entering_visual

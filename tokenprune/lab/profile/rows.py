@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Bool
-from torch import Tensor, nn
-
 from ... import ecl, ops
-from ...parts.adapter import Adapter
+from ...model.anatomy import Anatomy
+from ...parts.fact import Sample
 from .bootstrap import plain
 
 STATES = ("queries", "keys")
 
 
-def row(
-    adapter: Adapter,
-    decoder: nn.Module,
-    visual: Callable[[], Bool[Tensor, "b s"]],
-    run: Callable[[], object],
-    layers: Sequence[int],
-) -> dict[str, Any]:
+def row(anatomy: Anatomy, sample: Sample, layers: Sequence[int]) -> dict[str, Any]:
     """One prompt's part, as JSON: per state the entropy (nats) of every block, and the eigenvalues of `layers`.
 
-    Eigenvalues descend and sum to 1; block 1 is the first. Arguments as in `ecl.layer_spectra`.
+    Eigenvalues descend and sum to 1; block 1 is the first.
     """
-    spectra = ecl.layer_spectra(adapter, decoder, visual, run, STATES)
+    spectra = ecl.layer_spectra(anatomy.adapter, anatomy.decoder, sample.visual, sample.run, STATES)
     return {
-        "tokens": int(visual().sum(1).max()),
+        "tokens": int(sample.visual().sum(1).max()),
         "entropy": {
             state: [round(float(ops.spectral_entropy(each)), 6) for each in found] for state, found in spectra.items()
         },

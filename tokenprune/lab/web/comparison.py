@@ -6,10 +6,8 @@ import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ... import ecl
@@ -17,6 +15,7 @@ from ...amounts import Budget
 from ...api import Pruning, prune
 from ...errors import PromptError
 from ...model.anatomy import Anatomy
+from ...parts.fact import Sample
 from ...recipe import RecipeLike, load
 from ...show.html import SHORTEST
 from ...show.report import StageReport
@@ -130,13 +129,10 @@ def unknown_words(loaded: Loaded, question: str) -> list[str]:
     return [word for word in question.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
 
 
-@torch.inference_mode()
 def _entropy(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[Image.Image, str]:
     """The figure of this prompt, and its collapse layer beside the model's in words."""
     anatomy = Anatomy.of(loaded.model)
-    visual = partial(anatomy.visual, inputs["input_ids"])
-    prefill = partial(loaded.model, **inputs, logits_to_keep=1)
-    row = profiles.row(anatomy.adapter, anatomy.decoder, visual, prefill, layers=[])
+    row = profiles.row(anatomy, Sample.of(loaded.model, anatomy.adapter, inputs), layers=[])
     found = profiles.summary([row], seed=0)
     known, alone = ecl.known(loaded.model, anatomy.adapter), profiles.collapse_of(found, "queries")
     layer = "has no layer of this model yet" if known is None else f"prunes this model at layer {known}"
