@@ -24,7 +24,7 @@ from processed import PROCESSORS, Item, inputs, unmixed
 import tokenprune
 from tokenprune import Scorer
 from tokenprune.errors import TokenpruneError
-from tokenprune.families import grids, llava, qwen2_5_vl, tiles
+from tokenprune.families import grids, llava, tiles
 from tokenprune.parts.adapter import Given
 from tokenprune.show import overlay
 
@@ -143,7 +143,7 @@ def all_places(case: str, sizes: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("case", ["llava", "llava_next", "video_llava", "qwen2_5_vl"])
 def test_a_transposed_grid_would_be_found(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (grids, tiles, qwen2_5_vl):
+    for module in (grids, tiles):
         monkeypatch.setattr(module, "grid_boxes", transposed)
     with pytest.raises(AssertionError):
         all_places(case, list(CASES[case]))
