@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..ecl.fact import EntropyCollapse
+from ..families.glm4v import Glm4vAdapter
 from ..families.llava import LlavaAdapter
 from ..families.llava_next import LlavaNextAdapter
 from ..families.qwen2_5_vl import Qwen2_5VLAdapter
+from ..families.qwen2_vl import Qwen2VLAdapter
+from ..families.qwen3_5 import Qwen3_5Adapter
+from ..families.qwen3_vl import Qwen3VLAdapter
+from ..families.video_llama_3 import VideoLlama3Adapter
 from ..families.video_llava import VideoLlavaAdapter
 from ..parts.adapter import Adapter
 from ..parts.fact import Fact
@@ -40,7 +45,12 @@ def tokenprune_adapters() -> dict[str, type[Adapter]]:
         "llava": LlavaAdapter,
         "llava-next": LlavaNextAdapter,
         "video-llava": VideoLlavaAdapter,
+        "qwen2-vl": Qwen2VLAdapter,
         "qwen2.5-vl": Qwen2_5VLAdapter,
+        "qwen3-vl": Qwen3VLAdapter,
+        "qwen3.5": Qwen3_5Adapter,
+        "glm4v": Glm4vAdapter,
+        "video-llama-3": VideoLlama3Adapter,
     }
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import TokenpruneError
-from ..parts.adapter import Box
+from ..parts.adapter import Box, Given
 
 
 def grid_boxes(panels: int, rows: int, columns: int) -> Float[Tensor, "panels*rows*columns 5"]:
@@ -17,6 +17,16 @@ def grid_boxes(panels: int, rows: int, columns: int) -> Float[Tensor, "panels*ro
     panel, y, x = torch.meshgrid(torch.arange(panels), torch.arange(rows), torch.arange(columns), indexing="ij")
     boxes = torch.stack([panel, x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], dim=-1)
     return boxes.reshape(-1, 5).float()
+
+
+def packed_boxes(given: Given) -> dict[int, list[Float[Tensor, "n 5"]]]:
+    """Grids of patches, of which squares become one token: any resolution, a panel for each frame that has tokens."""
+    side = given.config.vision_config.spatial_merge_size
+    tokens = {"image_grid_thw": given.config.image_token_id, "video_grid_thw": given.config.video_token_id}
+    return {
+        token: [grid_boxes(int(t), int(h) // side, int(w) // side) for t, h, w in given.inputs.get(grids, ())]
+        for grids, token in tokens.items()
+    }
 
 
 def picture_boxes(config: Any) -> Float[Tensor, "n 5"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..parts.adapter import Adapter, Given
 from .forms.qwen2_5_vl import PUBLISHED, TINY
-from .grids import grid_boxes
+from .grids import packed_boxes
 from .window_tower import WindowTower
 
 
@@ -21,12 +21,7 @@ class Qwen2_5VLAdapter(Adapter):
     tiny = (TINY,)
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
-        merged = given.config.vision_config.spatial_merge_size
-        tokens = {"image_grid_thw": given.config.image_token_id, "video_grid_thw": given.config.video_token_id}
-        return {
-            token: [grid_boxes(int(t), int(h) // merged, int(w) // merged) for t, h, w in given.inputs.get(grids, ())]
-            for grids, token in tokens.items()
-        }
+        return packed_boxes(given)
 
     def vision_adapter(self) -> WindowTower:
         return WindowTower()

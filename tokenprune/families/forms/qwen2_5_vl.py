@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...parts import published, tiny
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from .packed import BLOCKS, VISION, media
 
 
 def follows(depth: int, width: int) -> dict[str, Any]:
@@ -48,36 +46,13 @@ def build() -> Any:
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
         text_config=tiny.text_config(rope_parameters=rope),
-        vision_config={
-            "depth": 3,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
+        vision_config={**VISION, **BLOCKS, "window_size": 16, "fullatt_block_indexes": [1]},
         image_token_id=tiny.IMAGE,
         video_token_id=tiny.VIDEO,
         vision_start_token_id=3,
         vision_end_token_id=4,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
-
-
-def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
-    import torch
-
-    frames, height, width = (1, 8, 8 + 4 * (seed % 2)) if kind == "image" else (2, 4, 8)
-    patches = frames * height * width
-    values, grids = ("pixel_values", "image_grid_thw") if kind == "image" else ("pixel_values_videos", "video_grid_thw")
-    return patches // 4, {
-        values: tiny.normal(seed, patches, 3 * 2 * 4 * 4),
-        grids: torch.tensor([[frames, height, width]]),
-    }
 
 
 TINY = tiny.Tiny("qwen2_5_vl", build, media, video=True, types="mm_token_type_ids")
