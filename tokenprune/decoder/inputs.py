@@ -108,6 +108,11 @@ def read(arguments: Mapping[str, Any], anatomy: Anatomy, drafts: int, compiled: 
             return None  # no picture: nothing to prune, nothing to refuse
         raise PromptError(f"pruning cannot read these inputs: {reason}")
     total = start + width if mask is None else mask.shape[1]
+    if (longest := anatomy.adapter.longest(anatomy.config)) is not None and total > longest:
+        raise PromptError(
+            f"pruning cannot follow {total} columns: beyond {longest} this decoder counts positions by what its cache "
+            "holds. Shorten the conversation, or prune less of it by hand"
+        )
     starting = ids if starts else None
     return PassInput(arguments, starting, mask, cache, prompt, start, width, total, new.device, fed, drafts)
 

@@ -108,8 +108,8 @@ def _refuse_late(anatomy: Anatomy, layer: int) -> None:
     """Raise LayerError for a layer behind which blocks read keys of blocks before it."""
     if layer > anatomy.last_layer:
         raise LayerError(
-            f"layer {layer} cannot drop tokens: blocks from {anatomy.last_layer} on are read by later ones, which have "
-            f"no keys of their own and see what those saw; prune at layer {anatomy.last_layer} or earlier"
+            f"layer {layer} cannot drop tokens: later blocks have no keys of their own and read those of block "
+            f"{anatomy.last_layer}, which saw all tokens; prune at layer {anatomy.last_layer} or earlier"
         )
 
 

@@ -122,7 +122,8 @@ class ModelSource:
         anatomy, number = self.forward.pipeline.anatomy, self.blocks[block].number
         if (found := anatomy.attention(number)) is not None:
             return found
-        layers = [b + (block == "previous") for b in range(anatomy.depth) if anatomy.attention(b) is not None]
+        behind = int(block == "previous")
+        layers = [b + behind for b in range(anatomy.depth - behind) if anatomy.attention(b) is not None]
         raise ScorerError(
             f"at layer {self.layer} block {number} ({anatomy.kinds[number]}) has no queries, keys or values to read: "
             f"prune at one of the layers {', '.join(map(str, layers))}, or use a scorer of hidden states such as "

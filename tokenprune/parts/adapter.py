@@ -59,14 +59,17 @@ class Adapter(ABC):
     def base(self, model: nn.Module) -> nn.Module:
         """The innermost module around the decoder whose forward takes pictures. The model may be wrapped."""
         owner = next((part for part in model.modules() if hasattr(part, "get_decoder")), model)  # wrappers may not
-        decoder = owner.get_decoder()  # type: ignore[operator]
+        decoder = self.decoder(owner)
         path = next((name for name, module in model.named_modules() if module is decoder), "")
         around = [model, *(model.get_submodule(path[:i]) for i, letter in enumerate(path) if letter == ".")]
         return next((module for module in reversed(around) if _takes_pictures(module)), model)
 
     def decoder(self, base: nn.Module) -> nn.Module:
         """The text decoder; it has `.config`."""
-        return base.get_decoder()  # type: ignore[operator]
+        found: Any = base.get_decoder()  # type: ignore[operator]
+        while not hasattr(found, "layers") and hasattr(found, "model"):
+            found = found.model  # a decoder with a head of its own
+        return found
 
     def blocks(self, decoder: nn.Module) -> list[nn.Module]:
         """Decoder blocks, first to last."""
@@ -129,6 +132,10 @@ class Adapter(ABC):
 
     def refuse(self, config: Any) -> str | None:
         """Why this decoder cannot be pruned, or None."""
+        return None
+
+    def longest(self, config: Any) -> int | None:
+        """The columns of the longest conversation that can be pruned, where blocks count positions by themselves."""
         return None
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:

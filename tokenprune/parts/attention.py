@@ -58,7 +58,7 @@ class Attention:
             size=size,
             scaling=own.scaling,
             norm=getattr(block, "input_layernorm", _as_it_is),
-            turn=rotation(sys.modules[type(own).__module__]),
+            turn=rotation(sys.modules[type(own).__module__]) if getattr(own, "use_rope", True) else None,
             finish={name: partial(_normed, norm) for name, norm in norms.items() if norm is not None},
             gated=getattr(modules["queries"], "out_features", 0) == 2 * getattr(outer, "in_features", -1),
         )
