@@ -20,9 +20,9 @@ from ..parts.tiny import DEPTH, IMAGE, PAD, VIDEO, VOCAB, Tiny, text_config, vis
 from ..registry import registry
 
 __all__ = [
-    "BATCHES", "DEPTH", "EVERY", "FAMILIES", "IMAGE", "MIXED", "ONE", "PAD", "PADDED", "RAGGED", "VIDEO", "VOCAB", "Family",
-    "Prompt", "Tiny", "answer", "build", "forget", "has_video", "inputs", "logits", "model", "shipped", "text_config",
-    "vision_config",
+    "BATCHES", "DEPTH", "EVERY", "FAMILIES", "IMAGE", "MIXED", "ONE", "PAD", "PADDED", "RAGGED", "VIDEO", "VOCAB",
+    "Family", "Prompt", "Tiny", "answer", "build", "forget", "has_video", "inputs", "logits", "model", "shipped",
+    "text_config", "vision_config",
 ]  # fmt: skip
 
 # A prompt is a seed and its segments: a number of text tokens, "image" or "video".

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from ..parts.adapter import Adapter
+from ..parts.attention import Attention
 from .forms.cohere2_vision import TINY
 
 
@@ -11,3 +15,8 @@ class Cohere2VisionAdapter(Adapter):
 
     model_types = ("aya_vision", "cohere2_vision")
     tiny = TINY
+
+    def attention(self, block: Any) -> Attention | None:
+        """Blocks without a window have no RoPE."""
+        found = super().attention(block)
+        return found if found is None or block.self_attn.sliding_window else replace(found, turn=None)

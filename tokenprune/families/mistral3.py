@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from ..parts.adapter import Adapter
+from ..parts.attention import Attention
 from .forms.mistral3 import TINY
 
 
@@ -11,3 +19,15 @@ class Mistral3Adapter(Adapter):
 
     model_types = ("mistral3",)
     tiny = TINY
+
+    def attention(self, block: Any) -> Attention | None:
+        """Ministral's queries grow with the logarithm of their position in lengths that it was trained on."""
+        found, rope = super().attention(block), block.self_attn.config.rope_parameters
+        beta, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
+        if found is None or beta is None:
+            return found
+
+        def temper(positions: Int[Tensor, "r"]) -> Float[Tensor, "r"]:
+            return 1 + beta * torch.log1p((positions / length).floor())
+
+        return replace(found, temper=temper)
