@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from families import FAMILIES, ONE, inputs, model
+from families import EVERY, ONE, inputs, model
 from masking import hidden_by_mask
 from PIL import Image
 
@@ -56,7 +56,7 @@ def test_windows_cover_the_picture() -> None:
     assert two[1].tokens == tuple(range(N, 2 * N))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_windows_of_every_family(family: str) -> None:
     """Every token with a place is in one window; newlines have none."""
     lm, given = model(family), inputs(family, ONE)

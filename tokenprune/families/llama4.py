@@ -46,5 +46,5 @@ def _layout(tile: int, enlarge: bool, picture: Sequence[Gap], size: Size | None)
     canvas = rows * tile, tiles // rows * tile
     limits = canvas if enlarge else tuple(min(max(own, tile), most) for own, most in zip(size, canvas, strict=True))
     scale = min(limit / own for limit, own in zip(limits, size, strict=True))
-    height, width = (max(1, min(int(own * scale), limit)) for own, limit in zip(size, limits, strict=True))
+    height, width = (max(1, min(int(own * scale + 1e-6), limit)) for own, limit in zip(size, limits, strict=True))
     return Layout(rows, tiles // rows, (canvas[1] / width, canvas[0] / height))
