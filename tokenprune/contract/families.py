@@ -67,7 +67,7 @@ def _batch(tiny: Tiny, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
                 row += torch.randint(10, VOCAB, (segment,), generator=generator).tolist()
                 continue
             tokens, made = tiny.media(segment, 100 * seed + i)
-            row += [IMAGE if segment == "image" else VIDEO] * tokens
+            row += [IMAGE if segment == "image" else VIDEO] * tokens if isinstance(tokens, int) else tokens
             for name, value in made.items():
                 media.setdefault(name, []).append(value)
         rows.append(row)

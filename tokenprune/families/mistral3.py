@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..parts.adapter import Adapter
+from ..parts.adapter import Adapter, Given
 from ..parts.attention import Attention
 from .forms.mistral3 import TINY
+from .grids import grid_boxes
 
 
 class Mistral3Adapter(Adapter):
@@ -19,6 +21,11 @@ class Mistral3Adapter(Adapter):
 
     model_types = ("mistral3",)
     tiny = TINY
+
+    def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
+        side = given.config.vision_config.patch_size * given.config.spatial_merge_size
+        sizes = torch.as_tensor(given.inputs.get("image_sizes", ())).tolist()
+        return {given.config.image_token_id: [grid_boxes(1, height // side, width // side) for height, width in sizes]}
 
     def attention(self, block: Any) -> Attention | None:
         """Ministral's queries grow with the logarithm of their position in lengths that it was trained on."""
