@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from ..errors import TokenpruneError, UnknownNameError, UnsupportedModelError
-from ..families.forms import PUBLISHED as FORMS
-from ..parts.published import Block, Published, Sizes
+from ..errors import UnsupportedModelError
+from ..parts.published import Block, Sizes
 from .blocks import blocks, heads, of_block
 from .feed_forward import dense
 
@@ -38,15 +35,13 @@ class KvBlocks:
     windows: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Empty where every block keeps all tokens."""
-        if not (self.window or self.none):
-            return ""
-        depth, verb = self.whole + self.window + self.none, "keep" if self.whole != 1 else "keeps"
+        """Which they are, in words."""
+        depth = self.whole + self.window + self.none
         if not self.window:
-            return f"{self.whole} of {depth} blocks {verb} any"
-        seen = " or ".join(map(str, self.windows))
-        rest = f", {self.none} none" if self.none else ""
-        return f"{self.whole} of {depth} blocks {verb} all tokens, {self.window} a window of {seen}{rest}"
+            return f"in {self.whole} of {depth} blocks"
+        return (
+            f"all in {self.whole} of {depth} blocks, a window of {' or '.join(map(str, self.windows))} in {self.window}"
+        )
 
 
 @dataclass(frozen=True)
@@ -66,11 +61,11 @@ class DecoderSize(Sizes):
         return cls.of_text(text, config.model_type, tower.features(config, depth) + 2 if tower and depth else 0)
 
     @classmethod
-    def of_text(cls, text: Any, family: str = "", vision_depth: int = 0) -> DecoderSize:
-        """From a text config, or whatever has its fields."""
+    def of_text(cls, text: Any, family: str = "", vision_depth: int = 0, **more: int) -> DecoderSize:
+        """From a text config, or whatever has its fields; `more` are other fields of `Sizes`."""
         first, described = of_block(text, 0), blocks(text)
-        queries, kv, size = heads(first)
-        plain = cls(text.num_hidden_layers, text.hidden_size, dense(first), queries, kv, size, family, vision_depth)
+        sizes = (text.num_hidden_layers, text.hidden_size, dense(first), *heads(first))
+        plain = cls(*sizes, family=family, vision_depth=vision_depth, **more)
         return plain if all(block == plain.plain for block in described) else replace(plain, blocks=described)
 
     @property
@@ -85,12 +80,14 @@ class DecoderSize(Sizes):
         return self.blocks or (self.plain,) * self.depth
 
     @property
-    def kv_blocks(self) -> KvBlocks:
-        """Which blocks keep keys and values of how many tokens."""
+    def kv_blocks(self) -> KvBlocks | None:
+        """Which blocks keep keys and values of how many tokens; None where each keeps all."""
         keeping = [block.window for block in self.each if block.kv]
-        windows = sorted({window for window in keeping if window is not None})
         whole = keeping.count(None)
-        return KvBlocks(whole, len(keeping) - whole, self.depth - len(keeping), tuple(windows))
+        if whole == self.depth:
+            return None
+        windows = tuple(sorted({window for window in keeping if window is not None}))
+        return KvBlocks(whole, len(keeping) - whole, self.depth - len(keeping), windows)
 
     def block_flops(self, n: int, block: int = 0) -> int:
         """One block on n tokens: `4 n^2 d + 8 n d^2 + 6 n m d` (Eq. 15) where it is plain and has no GQA."""
@@ -120,51 +117,3 @@ class DecoderSize(Sizes):
         """
         counts = zip(self.each, self.tokens(plan, visual), strict=True)
         return sum(block.held(n) for block, n in counts) * element_bytes / MIB
-
-
-PUBLISHED = {name: DecoderSize(**vars(form.sizes)) for name, form in FORMS.items()}
-"""The 7B models of the families that are built in. Plugins bring more: see `published`."""
-
-
-def published() -> dict[str, Published]:
-    """Every published model of a registered family, by name; of several with one name, the built-in or first one."""
-    from ..registry import registry
-
-    found = dict(FORMS)
-    for entry in registry().entries["adapter"].values():
-        for form in vars(entry.part).get("published", ()):  # its own, not those of an adapter that it builds on
-            found.setdefault(form.name, form)
-    return found
-
-
-def visual_tokens(shape: str) -> int:
-    """Visual tokens of a prompt in published tables; 576 where it depends on the picture."""
-    form = FORMS.get(shape) or published().get(shape)
-    return (form and form.visual) or 576
-
-
-def geometry(name: str) -> DecoderSize:
-    """A named shape, or the sizes in a local `config.json` (or the folder that holds one).
-
-    Raises:
-        UnknownNameError: neither a shape nor an existing file.
-        TokenpruneError: the file is no config of a model that transformers knows.
-    """
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    if form := published().get(name):
-        return DecoderSize(**vars(form.sizes))
-    path = Path(name)
-    try:
-        known = path.exists()
-    except OSError:  # no path at all: too long, say
-        known = False
-    if not known:
-        raise UnknownNameError("shape", name, [*published(), "path/to/config.json"])
-    from transformers import AutoConfig
-
-    try:
-        content = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-        return DecoderSize.of(AutoConfig.for_model(**content))
-    except Exception as error:  # whatever a config class can raise
-        raise TokenpruneError(f"{path} is not the config.json of a model that transformers knows: {error}") from error

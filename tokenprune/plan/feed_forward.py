@@ -53,11 +53,11 @@ def _is_sparse(text: Any, block: int) -> bool:
         and (chosen is None or block in chosen)
         and block >= _number(text, block, "first_k_dense_replace")
         and block not in (getattr(text, "mlp_only_layers", None) or ())
-        and (block + 1) % (_number(text, block, "decoder_sparse_step") or 1) == 0
+        and (block + 1) % (_number(text, block, "decoder_sparse_step", "interleave_moe_layer_step") or 1) == 0
     )
 
 
 def _number(text: Any, block: int, *names: str) -> int:
     """The first of these fields that the config has, of this block if it says it of each; 0 without any."""
-    value: Any = next((value for name in names if (value := getattr(text, name, None)) is not None), 0)
-    return int(value[min(block, len(value) - 1)] if isinstance(value, Sequence) else value)
+    found: Any = next((value for name in names if (value := getattr(text, name, None)) is not None), 0)
+    return int(found[min(block, len(found) - 1)] if isinstance(found, Sequence) else found)
