@@ -87,7 +87,8 @@ def _list_shapes(as_json: bool) -> None:
     header = ["shape", "blocks", "KV blocks", "width", "heads/KV", "visual tokens", "source"]
     tables.show("models whose sizes are known", header, lines, words=["source"])
     tables.say(
-        f"KV blocks: those that keep KV of all tokens, where not all do; visual tokens: else {VISUAL}, or --visual"
+        "KV blocks keep KV of all tokens; where nothing stands, all do. Visual tokens: where nothing stands, their "
+        f"number depends on the picture, and {VISUAL} are assumed"
     )
 
 

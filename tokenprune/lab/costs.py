@@ -31,6 +31,11 @@ def cost(
         raise LayerError(
             f"no Entropy Collapse Layer is shipped for {shape}: pass --ecl LAYER (tokenprune calibrate measures it)"
         )
+    if recipe.vision_passes and not sizes.vision_depth:
+        raise LayerError(
+            f"recipe {recipe.name} has tower: vision, and the blocks of the vision tower of {shape} are not known: "
+            "give another shape, or the config.json of a model of a supported family"
+        )
     plan = plan_whole(recipe, sizes, visual, facts, budget)
     blocks = {"kv_blocks": asdict(sizes.kv_blocks)} if sizes.kv_blocks else {}
     return {

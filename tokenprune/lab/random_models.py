@@ -40,9 +40,8 @@ def check(name: str, scale: str | float | Fraction) -> Fraction:
     if name not in published():
         if name not in shapes():
             raise UnknownNameError("shape", name, published())
-        listed = (
-            f"its sizes alone are known (`tokenprune explain --shape {name}`); {', '.join(published())} can be built"
-        )
+        alone = f"its sizes alone are known (`tokenprune explain --shape {name}`)"
+        listed = f"{alone}; {', '.join(published())} can be built"
         raise UnknownNameError("shape with random weights", name, published(), listed)
     try:
         share = Fraction(scale)

@@ -39,9 +39,8 @@ class KvBlocks:
         depth = self.whole + self.window + self.none
         if not self.window:
             return f"in {self.whole} of {depth} blocks"
-        return (
-            f"all in {self.whole} of {depth} blocks, a window of {' or '.join(map(str, self.windows))} in {self.window}"
-        )
+        seen = " or ".join(map(str, self.windows))
+        return f"all in {self.whole} of {depth} blocks, a window of {seen} in {self.window}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class DecoderSize(Sizes):
         return cls.of_text(text, config.model_type, tower.features(config, depth) + 2 if tower and depth else 0)
 
     @classmethod
-    def of_text(cls, text: Any, family: str = "", vision_depth: int = 0, **more: int) -> DecoderSize:
+    def of_text(cls, text: Any, family: str = "", vision_depth: int = 0, **more: Any) -> DecoderSize:
         """From a text config, or whatever has its fields; `more` are other fields of `Sizes`."""
         first, described = of_block(text, 0), blocks(text)
         sizes = (text.num_hidden_layers, text.hidden_size, dense(first), *heads(first))
