@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"errors", "parts"},
     "recipe": {"errors", "parts", "registry", "seen"},
     "families": {"errors", "parts", "seen"},
-    "plan": {"amounts", "errors", "families", "parts", "recipe", "registry"},
+    "plan": {"amounts", "errors", "families", "parts", "recipe", "registry", "shipped"},
     "state": {"errors", "ops", "plan"},
     "model": {"errors", "parts", "plan", "registry"},
     "ecl": {"errors", "model", "ops", "outputs", "parts", "shipped"},
