@@ -28,18 +28,18 @@ class Encoded(BaseModelOutputWithPooling):  # type: ignore[misc]  # transformers
 
 def features(model: Any, sizes: Sequence[int]) -> list[Float[Tensor, "n d"]]:
     """Of each picture, as wide as the embeddings and at least about as large."""
-    table = model.get_input_embeddings().weight
+    table = model.get_input_embeddings().weight.detach()
     generator = torch.Generator().manual_seed(1)
     scale = max(float(table.std()), 0.2)
     return [scale * torch.randn(tokens, table.shape[1], generator=generator) for tokens in sizes]
 
 
 def forms(model: Any) -> Iterator[Form]:
-    """A tensor for each picture, one for all, one with an axis of pictures, and one for each of several blocks."""
+    """A tensor for each picture, one for all, one with an axis of equal tiles, and one for each of several blocks."""
     if "mm_encoder_outputs" in inspect.signature(model.forward).parameters:
         yield partial(_encoded, list)
         yield partial(_encoded, torch.cat)
-        yield partial(_encoded, lambda each: torch.cat(each)[None])
+        yield partial(_encoded, lambda each: torch.cat(each).view(-1, 2, each[0].shape[1]))
         yield _numbered
 
 

@@ -48,9 +48,9 @@ class Trial:
         try:
             return cls._running(build(small))
         except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UnsupportedModelError(
-                f"a small {config.model_type} does not run, so pruning cannot be checked on one: "
-                f"{' '.join(f'{type(error).__name__}: {error}'.split())}"
+                f"a small {config.model_type} does not run, so pruning cannot be checked on one: {reason}"
             ) from error
 
     @classmethod
@@ -63,8 +63,15 @@ class Trial:
                 one = cls(model, trial.prompt, trial.arguments, form)
                 if one._counts():
                     return one
-        if not plain[0].logits().isfinite().all():
-            raise ValueError("its logits are not finite")
+        demanded = [name for name, value in plain[0].arguments.items() if value is None]
+        try:
+            logits = plain[0].logits()
+        except Exception as error:
+            if demanded:
+                raise ValueError(f"its forward demands {', '.join(demanded)}") from error
+            raise
+        if not (logits.isfinite().all() and logits.shape[:2] == plain[0].prompt.ids.shape):
+            raise ValueError("its logits are not finite numbers, a row for each column of the prompt")
         return plain[0]
 
     @property
@@ -97,7 +104,8 @@ class Trial:
             one, other = self.logits(), self.logits(-1)
         except Exception:
             return False
-        return bool(one.isfinite().all() and (one - other).abs().max() > 1e-3)
+        every = bool(one.isfinite().all()) and one.shape[:2] == self.prompt.ids.shape
+        return every and bool((one - other).abs().max() > 1e-3)
 
 
 def _prompts(config: Any, image: int) -> list[Prompt]:

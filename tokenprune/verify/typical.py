@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import UnsupportedModelError
 from .prompt import STARTS, configs, first
 
 _IMAGE, _START = 1_000_001, 1_000_002  # no other special token is
+_SOUNDS = ("audio_token_id", "audio_token_index")
 _OPEN: dict[str, Any] = {
     "deepstack_layer_map": [[-1, 1], [-2, 2]],
     "downsample_rate": "1/2",
@@ -29,10 +31,19 @@ _OPEN: dict[str, Any] = {
 
 
 def typical(model_type: str) -> Any:
-    """What a published config of this type may look like. Raises ValueError: transformers does not know the type."""
+    """What a published config of this type may look like.
+
+    Raises:
+        UnsupportedModelError: transformers does not have the type, or no default config of it.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(model_type)
+    try:
+        config = AutoConfig.for_model(model_type)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"transformers has no default config of model type {model_type!r}: {error}"
+        ) from error
     for one in configs(config):
         fields = vars(one)
         for name, value in _OPEN.items():
@@ -43,6 +54,8 @@ def typical(model_type: str) -> Any:
         if fields.get("rope_parameters") == {} and fields.get("layer_types"):
             rotation = {"rope_type": "default", "rope_theta": 10000.0}
             one.rope_parameters = {kind: dict(rotation) for kind in one.layer_types}
-    if first(config, STARTS) is None:
-        config.vision_start_token_id = _START  # some code asks for it, whether the config has it or not
+    if first(config, _SOUNDS) is not None and first(config, STARTS) is None:
+        config.vision_start_token_id = (
+            _START  # code that gives positions to sounds asks for it without it being a field
+        )
     return config
