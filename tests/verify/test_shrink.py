@@ -8,6 +8,8 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, Gemma3TextConfig, Lfm2Config
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as TYPES
 
@@ -32,9 +34,14 @@ NOT_RUN = {"fast_vlm": "timm", "gemma3n": "timm", "perception_lm": "timm", "pi0"
 NOT_RUN |= {"diffusion_gemma": "a row for each column"}
 """No trial, and what the error says."""
 
+NEWER = {"diffusion_gemma", "granite4_vision", "paddleocr_vl", "qwen4_exp"}
+"""Older releases have no working default config of these, or do not take their features."""
+
 
 @cache
 def trial(model_type: str) -> Trial:
+    if model_type in NEWER and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("transformers is older than its working default config")
     return Trial.of(typical(model_type))
 
 
@@ -269,6 +276,7 @@ def test_reasons(model_type: str, reason: str) -> None:
 
 
 def test_sections_that_a_config_leaves_to_the_code() -> None:
+    trial("paddleocr_vl")
     config = AutoConfig.for_model("paddleocr_vl")
     assert "mrope_section" not in config.get_text_config().rope_parameters
     assert Trial.of(config).model.config.get_text_config().rope_parameters["mrope_section"] == [4, 6, 6]

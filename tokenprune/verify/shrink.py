@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from textwrap import shorten
 from typing import Any
 
 from ..errors import UnsupportedModelError
@@ -34,8 +35,13 @@ def shrunk(config: Any) -> Any:
         return type(config).from_dict(_small(config, text, {old: new for new, old in enumerate(special, start=1)}))
     except Exception as error:
         raise UnsupportedModelError(
-            f"cannot make a small {config.model_type} to check pruning on: {' '.join(str(error).split())}"
+            f"cannot make a small {config.model_type} to check pruning on: {said(error)}"
         ) from error
+
+
+def said(error: Exception) -> str:
+    """On one line: some list every class of transformers."""
+    return shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
 
 
 def _small(config: Any, text: Any, ids: Mapping[int, int]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..errors import UnsupportedModelError
 from . import fit
 from .features import Form, features, forms
 from .prompt import Prompt, merge, placeholder, prompt, without_columns
-from .shrink import shrunk
+from .shrink import said, shrunk
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +48,8 @@ class Trial:
         try:
             return cls._running(build(small))
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UnsupportedModelError(
-                f"a small {config.model_type} does not run, so pruning cannot be checked on one: {reason}"
+                f"a small {config.model_type} does not run, so pruning cannot be checked on one: {said(error)}"
             ) from error
 
     @classmethod
