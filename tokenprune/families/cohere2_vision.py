@@ -33,7 +33,7 @@ class Cohere2VisionAdapter(Adapter):
     def attention(self, block: Any) -> Attention | None:
         """Blocks without a window have no RoPE."""
         found = super().attention(block)
-        return found if found is None or block.self_attn.sliding_window else replace(found, turn=None)
+        return found if found is None or getattr(block.self_attn, "sliding_window", True) else replace(found, turn=None)
 
 
 def _begins(prompt: Sequence[Gap], number: int) -> bool:
