@@ -18,11 +18,11 @@ from .errors import TokenpruneError, UnsupportedModelError
 from .plan.cost import DecoderSize
 from .pruner import Pruner
 from .recipe import RecipeLike, load
-from .registry import registry
 from .show import html as page
 from .show import overlay as drawing
 from .show.report import Report, report
 from .state.prompt import Prompt
+from .verify import adapter_for
 from .version import __version__
 
 NOTHING = "nothing was dropped yet: run the model on a picture inside the block first, with a recipe that drops tokens"
@@ -32,7 +32,13 @@ class Pruning:
     """A recipe on a model. As a context manager it prunes inside the block; see `attach` for the lasting form."""
 
     def __init__(
-        self, model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+        self,
+        model: Any,
+        recipe: RecipeLike,
+        *overrides: str,
+        budget: Budget | None = None,
+        processor: Any = None,
+        trust_family: bool = False,
     ) -> None:
         if not hasattr(model, "config"):
             raise UnsupportedModelError(
@@ -40,7 +46,8 @@ class Pruning:
                 "it, accelerator.unwrap_model(model) say; the wrapper's forward is then pruned too"
             )
         budget = None if budget is None else checked(budget)
-        self._pruner = Pruner(model, load(recipe, *overrides), registry().adapter(model.config), budget, processor)
+        adapter = adapter_for(model.config, trust_family)
+        self._pruner = Pruner(model, load(recipe, *overrides), adapter, budget, processor)
 
     def __enter__(self) -> Pruning:
         self._pruner.attach()
@@ -201,29 +208,40 @@ def _one_of(what: str, number: int, known: Sequence[int]) -> int:
 
 
 def prune(
-    model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+    model: Any,
+    recipe: RecipeLike,
+    *overrides: str,
+    budget: Budget | None = None,
+    processor: Any = None,
+    trust_family: bool = False,
 ) -> Pruning:
     """Prune visual tokens inside a `with` block.
 
     Args:
-        model: a stock transformers model of a supported family.
+        model: a stock vision-language model of transformers. A type without an adapter is checked once, on a tiny one.
         recipe: a name (`"entropyprune"`, `"entropyprune@128"`), a YAML path, a mapping, or a Recipe.
         overrides: dotlist lines such as `"prune.0.schedule.average=128"`.
         budget: scales all keeps of the recipe by one factor, prompt by prompt, so that a prompt's visual tokens, as a
             mean over the decoder blocks, are this many (192) or this share of them (`1/3`, `"1/3"`).
         processor: the model's processor, for overlays, or its tokenizer; few scorers read the question as text.
+        trust_family: prune a model type that nobody wrote an adapter for without checking it on a tiny model first.
 
     Raises:
         RecipeError, UnknownNameError: the recipe cannot be built.
         BudgetError: the budget means nothing; at a prefill: this recipe cannot meet it.
-        UnsupportedModelError: no adapter for this model.
+        UnsupportedModelError: no adapter for this model, and the standard one fails the check.
         AlreadyPrunedError, LayerError: on entering the block.
     """
-    return Pruning(model, recipe, *overrides, budget=budget, processor=processor)
+    return Pruning(model, recipe, *overrides, budget=budget, processor=processor, trust_family=trust_family)
 
 
 def attach(
-    model: Any, recipe: RecipeLike, *overrides: str, budget: Budget | None = None, processor: Any = None
+    model: Any,
+    recipe: RecipeLike,
+    *overrides: str,
+    budget: Budget | None = None,
+    processor: Any = None,
+    trust_family: bool = False,
 ) -> Pruning:
     """Prune from now on, until `.remove()` is called on the result. Arguments and errors as in `prune`."""
-    return Pruning(model, recipe, *overrides, budget=budget, processor=processor).__enter__()
+    return prune(model, recipe, *overrides, budget=budget, processor=processor, trust_family=trust_family).__enter__()

@@ -56,6 +56,12 @@ def _cannot_write(path: Path, error: OSError) -> TokenpruneError:
     return TokenpruneError(f"cannot write {path}: {error.strerror or error}. Give a place that can be")
 
 
+def cache_folder() -> Path:
+    """Where what was measured of models is remembered."""
+    root = os.environ.get("TOKENPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tokenprune"
+    return Path(root).expanduser()
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Write a file through one beside it, onto the disk; its folder is made. TokenpruneError if that cannot be."""
     new = _beside(path)

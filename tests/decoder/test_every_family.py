@@ -15,7 +15,7 @@ from oracle import ATTENTIONS, close, unpruned
 import tokenprune
 from tokenprune.contract.reference import reference
 from tokenprune.errors import LayerError, PromptError, ScorerError
-from tokenprune.model.anatomy import STATES, Anatomy
+from tokenprune.model.anatomy import Anatomy
 
 NAMES = ("single", "stages", "layer 0", "nothing left")
 
@@ -124,9 +124,9 @@ def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(visibility, "rotary", one)
     else:
         monkeypatch.setattr(visibility, "narrowed", lambda value, view: _first(value, view))
+    recipe = "stages" if mutant == "tables of another type" else "layer 0"
     with pytest.raises((AssertionError, RuntimeError)):
-        for recipe in ("layer 0", "stages"):
-            check(family, "eager", RAGGED, plan(family, recipe))
+        check(family, "eager", RAGGED, plan(family, recipe))
 
 
 def _first(value: Any, view: Any) -> Any:
@@ -156,7 +156,7 @@ def test_layers_behind_shared_keys_are_refused() -> None:
 def test_a_static_cache_is_refused(family: str) -> None:
     with (
         tokenprune.prune(model(family), {"prune": plan(family, "layer 0")}),
-        pytest.raises(PromptError, match="static cache for blocks of .* leave cache_implementation"),
+        pytest.raises(PromptError, match=r"static cache for blocks of .* leave cache_implementation"),
     ):
         answer(family, "sdpa", ONE, cache_implementation="static")
 
@@ -174,7 +174,7 @@ def test_an_answer_that_stays_in_a_state_is_refused() -> None:
 def test_positions_counted_by_the_cache_are_refused() -> None:
     with (
         tokenprune.prune(model("llama4"), {"prune": plan("llama4", "layer 0")}),
-        pytest.raises(PromptError, match="pruning cannot follow .* beyond 127"),
+        pytest.raises(PromptError, match=r"pruning cannot follow .* beyond 127"),
     ):
         answer("llama4", "sdpa", [(1, (120, "image", 9))])
 
@@ -196,11 +196,9 @@ def test_adapted_weights(family: str) -> None:
 
     lm, given = copy.deepcopy(model(family)), inputs(family, RAGGED)
     tuned = get_peft_model(lm, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    with torch.no_grad(), tokenprune.prune(tuned, {"prune": plan(family, "stages")}) as pruning:
+    with torch.no_grad(), tokenprune.prune(tuned, {"prune": plan(family, "stages")}):
         found = tuned(**given).logits[:, -1]
     merged = tuned.merge_and_unload()
-    with torch.no_grad(), tokenprune.prune(merged, {"prune": plan(family, "stages")}) as plain:
+    with torch.no_grad(), tokenprune.prune(merged, {"prune": plan(family, "stages")}):
         expected = merged(**given).logits[:, -1]
-    assert pruning.state is not None and plain.state is not None
-    assert not STATES.isdisjoint(Anatomy.of(merged).kinds) or close(found, expected)
     assert close(found, expected)

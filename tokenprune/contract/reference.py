@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..model.anatomy import STATES, Anatomy
 from ..state.view import View
-from .families import Prompt
 from ..verify.masking import hidden_by_mask
 from ..verify.shortened import kept_columns, shortened
+from .families import Prompt
 
 
 def reference(

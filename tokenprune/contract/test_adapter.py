@@ -21,9 +21,9 @@ from ..parts.adapter import Adapter, Given
 from ..parts.attention import RotaryTables
 from ..parts.scheduler import Scheduler
 from ..state.prompt import Prompt as PromptState
+from ..verify.masking import hidden_by_mask
 from .base import Contract
 from .families import ONE, RAGGED, Family, Prompt
-from ..verify.masking import hidden_by_mask
 from .reference import reference
 from .trials import Tried, same, watched
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +61,7 @@ def _memory(model: Any, adapter: Adapter) -> Path | None:
     mark = fingerprint(model, adapter)
     if mark is None:
         return None
-    root = os.environ.get("TOKENPRUNE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tokenprune"
-    return Path(root).expanduser() / "ecl" / f"{mark}.json"
+    return outputs.cache_folder() / "ecl" / f"{mark}.json"
 
 
 def fingerprint(model: Any, adapter: Adapter) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..errors import TokenpruneError
+from ..verify import adapter_for
 
 PICO = Path(__file__).parent / "pico" / "tokenprune-pico"
 
@@ -115,6 +116,7 @@ def load_model(name: str, attention: str | None = None, dtype: str = "auto", dev
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        adapter_for(model.config)
         return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         if packages := _missing(error):

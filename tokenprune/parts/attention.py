@@ -16,6 +16,10 @@ RotaryTables = Any
 """What a decoder hands to its blocks for RoPE: cos and sin, each `b s dh`, or one such tensor of complex numbers."""
 
 
+NORMS = ("input_layernorm", "operator_norm")
+"""What transformers' blocks call the norm before their attention."""
+
+
 @dataclass(frozen=True, eq=False)
 class Attention:
     """One decoder block's attention.
@@ -59,7 +63,7 @@ class Attention:
             modules=modules,
             size=size,
             scaling=own.scaling,
-            norm=getattr(block, "input_layernorm", _as_it_is),
+            norm=next((norm for name in NORMS if (norm := getattr(block, name, None)) is not None), _as_it_is),
             turn=rotation(sys.modules[type(own).__module__]) if getattr(own, "use_rope", True) else None,
             finish={name: partial(_normed, norm) for name, norm in norms.items() if norm is not None},
             cap=getattr(own, "attn_logit_softcapping", None),

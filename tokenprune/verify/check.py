@@ -14,7 +14,6 @@ from torch import Tensor
 from ..builtin.schedules import Fixed
 from ..builtin.scorers.diversity import Diversity
 from ..builtin.scorers.random import Random
-from ..errors import UnsupportedModelError
 from ..model.anatomy import STATES, Anatomy
 from ..parts.adapter import Adapter
 from ..parts.scorer import Scorer
@@ -27,6 +26,7 @@ from .shortened import kept_columns, shortened
 from .shrink import said
 from .trial import Trial
 
+LAID_OUT = "modules and blocks are such as pruning follows"
 KEEP_ALL = "keeping all == no pruning"
 ATTENTION = "attention rows == the model's own"
 STEPS = 3
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def check(config: Any, adapter: Adapter) -> list[Comparison]:
-    """Compare on a tiny random model of a config of any size: a ragged batch, left-padded, with random picture features.
+    """Compare on a tiny random model of a config of any size: a ragged, left-padded batch with random picture features.
 
     Raises:
         UnsupportedModelError: pictures are not columns of its decoder, or it cannot be made small, built or run.
@@ -55,8 +55,10 @@ def check(config: Any, adapter: Adapter) -> list[Comparison]:
     trial = Trial.of(config)
     try:
         anatomy = Anatomy.of(trial.model, adapter)
-    except Exception as error:
-        return [Comparison("its modules are where most have them", said(error))]
+        with _pruned(anatomy, _recipes(anatomy)["before block 0"]):
+            pass
+    except Exception as error:  # whatever a model that is laid out otherwise can raise
+        return [Comparison(LAID_OUT, said(error))]
     tests: dict[str, Callable[[], str | None]] = {KEEP_ALL: lambda: _keeps(trial, anatomy)}
     other = "masking" if STATES.isdisjoint(anatomy.kinds) else "the shortened sequence"
     for name, recipe in _recipes(anatomy).items():
@@ -72,7 +74,7 @@ def _outcome(test: Callable[[], str | None]) -> str | None:
     try:
         with torch.no_grad():
             return test()
-    except Exception as error:  # whatever a model that is laid out otherwise can raise
+    except Exception as error:
         return said(error)
 
 
@@ -191,21 +193,3 @@ def _rows_differ(watcher: _Watcher, weights: Float[Tensor, "b H s s"], mask: Boo
         return f"rows of shape {(*rows.shape,)} instead of {(*expected.shape,)}"
     worst = float((rows - expected).abs().max())
     return None if worst <= 1e-4 else f"rows differ by up to {worst:.1e}"
-
-
-def refuse(comparisons: Sequence[Comparison]) -> str | None:
-    """The comparison because of which pruning is not to be trusted, in words; None if it is.
-
-    Without its attention a model is pruned by scorers of hidden states.
-    """
-    failed = [one for one in comparisons if one.failure is not None and one.name != ATTENTION]
-    return f"{failed[0].name}: {failed[0].failure}" if failed else None
-
-
-def adapter_for(comparisons: Sequence[Comparison]) -> Any:
-    """The adapter that these comparisons allow. Raises UnsupportedModelError if they allow none."""
-    from ..families.standard import Standard
-
-    if (reason := refuse(comparisons)) is not None:
-        raise UnsupportedModelError(reason)
-    return Standard(reads_attention=not any(one.name == ATTENTION and one.failure for one in comparisons))
