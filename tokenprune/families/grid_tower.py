@@ -1,0 +1,65 @@
+"""Vision towers of which squares of patches become one token: pooled, or shuffled into channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..parts.vision import BlockRun, Call, Layout
+from ..seen.vision import VisionBlock
+from .clip_tower import ClipTower, begins_with_cls, grid_units
+
+
+@dataclass(frozen=True)
+class GridTower(ClipTower):
+    """Pictures of equal size, as CLIP's, and something after the blocks that wants square grids.
+
+    Attributes:
+        side: of a config, how many patches of a row (and of a column) become one token.
+    """
+
+    side: Callable[[Any], int] = lambda config: 1
+    whole: bool = True
+
+    def read(self, tower: nn.Module, block: Any, run: BlockRun) -> VisionBlock:
+        if (mask := _mask(run.call)) is not None and bool((~mask if mask.dtype is torch.bool else mask < 0).any()):
+            raise UnsupportedModelError(
+                "pictures that are padded hide patches from the vision tower's attention, which its states do not tell: "
+                "give pictures of one size, without a pixel_attention_mask"
+            )
+        return super().read(tower, block, run)
+
+    def layout(self, config: Any, tower: nn.Module, call: Call, hidden: Float[Tensor, "b l d"]) -> Layout:
+        pictures, length = hidden.shape[:2]
+        unit = self.side(config) ** 2
+        tokens = (length - begins_with_cls(tower)) // unit
+        return Layout((tokens,) * pictures, unit, grid_units(pictures, length, tokens))
+
+    def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
+        if (mask := _mask(call)) is None:
+            return call
+        pictures, length = len(mask), mask.shape[-1]
+        own = rows.view(pictures, -1) - torch.arange(pictures, device=rows.device)[:, None] * length
+        if mask.ndim == 2:  # flash attention's
+            mask = mask.gather(1, own)
+        else:
+            heads, left = mask.shape[1], own.shape[1]
+            mask = mask.gather(2, own[:, None, :, None].expand(-1, heads, -1, length))
+            mask = mask.gather(3, own[:, None, None].expand(-1, heads, left, -1))
+        args, named = call
+        if "attention_mask" in named:
+            return args, {**named, "attention_mask": mask}
+        return (args[0], mask, *args[2:]), named
+
+
+def _mask(call: Call) -> Tensor | None:
+    """The attention mask of a block's call, by position or by name, if it has one."""
+    args, named = call
+    found = named.get("attention_mask", args[1] if len(args) > 1 else None)
+    return found if isinstance(found, Tensor) else None

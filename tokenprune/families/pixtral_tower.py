@@ -1,0 +1,113 @@
+"""Pixtral's vision tower: the patches of all pictures in one row, line by line; squares of them become one token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..parts.vision import BlockRun, Call, Layout, VisionAdapter
+from ..seen.vision import VisionBlock
+from .packed_tower import narrowed_ends, raster, rotation
+
+
+@dataclass(frozen=True)
+class PixtralTower(VisionAdapter):
+    """Pictures of any size, without CLS rows. The projector merges squares of their grids."""
+
+    whole: bool = True
+
+    def towers(self, base: Any) -> list[nn.Module]:
+        return [base.vision_tower]
+
+    def projector(self, base: Any) -> nn.Module:
+        return base.multi_modal_projector  # type: ignore[no-any-return]
+
+    def added(self, base: nn.Module) -> None:
+        return None
+
+    def blocks(self, tower: Any) -> list[nn.Module]:
+        return list(tower.transformer.layers)
+
+    def features(self, config: Any, depth: int) -> int:
+        layer = config.vision_feature_layer
+        return max(0, (layer if isinstance(layer, int) else layer[-1]) % (depth + 1) - 1)
+
+    def projections(self, block: Any) -> Mapping[str, nn.Module]:
+        return {"queries": block.attention.q_proj, "keys": block.attention.k_proj}
+
+    def read(self, tower: nn.Module, block: Any, run: BlockRun) -> VisionBlock:
+        queries, keys = (
+            rearrange(run.projected[name], "1 r (heads dh) -> heads r dh", dh=block.attention.head_dim)
+            for name in ("queries", "keys")
+        )
+        lengths, scaling = tuple(_ends(run.call).diff().tolist()), block.attention.scaling
+        return VisionBlock(queries, keys, run.output[0], lengths, scaling, cls=False, rotate=rotation(run.call))
+
+    def sources(self, tower: Any, call: Call, projected: tuple[int, ...], rows: int) -> Int[Tensor, "m u"]:
+        return _units(_grids(tower, call), math.isqrt(rows // math.prod(projected)))
+
+    def places(self, tower: Any, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
+        grids = _grids(tower, call)
+        side = math.isqrt(sum(h * w for h, w in grids) // math.prod(projected))
+        return raster([(h // side, w // side) for h, w in grids])
+
+    def layout(self, config: Any, tower: Any, call: Call, hidden: Float[Tensor, "1 r d"]) -> Layout:
+        grids, side = _grids(tower, call), config.spatial_merge_size
+        return Layout(tuple(h * w // side**2 for h, w in grids), side**2, _units(grids, side))
+
+    def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
+        args, named = call
+        cos, sin = named["position_embeddings"]
+        narrowed: dict[str, Any] = {"position_embeddings": (cos[rows], sin[rows])}
+        for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+            if name in named:
+                narrowed[name] = narrowed_ends(named[name], len(cos), rows)
+        if (mask := _mask(call)) is None:
+            return args, {**named, **narrowed}
+        mask = mask[..., rows[:, None], rows]
+        if "attention_mask" in named:
+            return args, {**named, **narrowed, "attention_mask": mask}
+        return (args[0], mask, *args[2:]), {**named, **narrowed}
+
+
+def _grids(tower: Any, call: Call) -> list[tuple[int, int]]:
+    """Height and width of each picture in patches."""
+    args, named = call
+    sizes = torch.as_tensor(named["image_sizes"] if "image_sizes" in named else args[1])
+    return [(h // tower.patch_size, w // tower.patch_size) for h, w in sizes.tolist()]
+
+
+def _units(grids: list[tuple[int, int]], side: int) -> Int[Tensor, "t u"]:
+    """The patches of each token: squares of the pictures' grids."""
+    firsts = accumulate((h * w for h, w in grids), initial=0)
+    patches = [torch.arange(first, first + h * w) for first, (h, w) in zip(firsts, grids, strict=False)]
+    return torch.cat(
+        [
+            rearrange(own, "(h a w b) -> (h w) (a b)", a=side, b=side, w=w // side)
+            for own, (_, w) in zip(patches, grids, strict=True)
+        ]
+    )
+
+
+def _mask(call: Call) -> Tensor | None:
+    """Who sees whom, `1 1 r r`; None under flash attention, which gets the ends of pictures instead."""
+    args, named = call
+    found = named.get("attention_mask", args[1] if len(args) > 1 else None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _ends(call: Call) -> Int[Tensor, "c"]:
+    """Where pictures end: rows that see each other follow each other."""
+    if (mask := _mask(call)) is None:
+        return call[1]["cu_seq_lens_q"]  # type: ignore[no-any-return]
+    first = (mask[0, 0] == 0).int().argmax(1)  # that each row sees
+    _, counts = first.unique_consecutive(return_counts=True)
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
