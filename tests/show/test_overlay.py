@@ -8,21 +8,22 @@ import copy
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import dots
 import numpy as np
 import pytest
 import torch
+from dots import PLACES, check, dotted, panels
 from families import IMAGE, model
 from PIL import Image
 from processed import PROCESSORS, Item, inputs, unmixed
 
 import tokenprune
-from tokenprune import Scorer
 from tokenprune.errors import TokenpruneError
 from tokenprune.families import grids, llava, tiles
 from tokenprune.parts.adapter import Given
@@ -43,77 +44,11 @@ CASES = {  # processor: picture (width, height) -> size of a patch in it, of eac
     "qwen2_5_vl": {(96, 48): [(96 / 11, 48 / 5)], (40, 64): [(8, 8)], (130, 70): [(130 / 10, 70 / 5)]},
 }
 CASE_IDS = [(name, size) for name, sizes in CASES.items() for size in sizes]
-BLACK: list[torch.Tensor] = []
-
-
-@dataclass(frozen=True)
-class Record(Scorer):
-    """Remembers the tokens of black pictures."""
-
-    def score(self, seen: Any) -> torch.Tensor:
-        BLACK.append(seen.hidden.clone())
-        return seen.columns.float()
-
-
-@dataclass(frozen=True)
-class Brightest(Scorer):
-    """How far tokens are from those of black pictures."""
-
-    black: Any = field(default_factory=lambda: iter(BLACK), compare=False)
-
-    def score(self, seen: Any) -> torch.Tensor:
-        return (seen.hidden - next(self.black)).norm(dim=-1)
-
-
-def dotted(size: tuple[int, int], at: tuple[float, float] | None, side: int = 5) -> Image.Image:
-    """A black picture with a bright dot around a place given as shares of width and height."""
-    pixels = np.zeros((size[1], size[0], 3), np.uint8)
-    if at is not None:
-        x, y = round(at[0] * size[0]), round(at[1] * size[1])
-        pixels[max(0, y - side // 2) : y + side // 2 + 1, max(0, x - side // 2) : x + side // 2 + 1] = 255
-    return Image.fromarray(pixels)
 
 
 def keep_brightest(case: str, rows: Sequence[Sequence[Item]], keep: int = 1) -> tuple[Any, dict[str, Any]]:
     """The pruning after `generate` kept the tokens of these pictures that differ most from those of black ones."""
-    black = [
-        [
-            dotted(item.size, None) if isinstance(item, Image.Image) else [dotted(f.size, None) for f in item]
-            for item in row
-        ]
-        for row in rows
-    ]
-    lm, same = unmixed(case.split(",")[0]), {"max_new_tokens": 1, "do_sample": False}
-    BLACK.clear()
-    for scorer, pictures in ((Record(), black), (Brightest(), rows)):
-        given = inputs(case, pictures)
-        schedule = {"name": "fixed", "layer": 0, "keep": keep}
-        with tokenprune.prune(lm, {"prune": [{"scorer": scorer, "schedule": schedule}]}) as pruning:
-            lm.generate(**given, **same)
-    return pruning, given
-
-
-def panels(drawn: Image.Image, count: int) -> list[np.ndarray]:
-    """The panels of a strip of equal ones."""
-    pixels = np.asarray(drawn).astype(int)
-    width = (pixels.shape[1] - overlay.GAP * (count - 1)) // count
-    return [pixels[:, i * (width + overlay.GAP) :][:, :width] for i in range(count)]
-
-
-def check(panel: np.ndarray, original: Image.Image, at: tuple[float, float], patch: tuple[float, float]) -> None:
-    """Untouched are the pixels of one patch, and the dot is in it."""
-    untouched = (panel == np.asarray(original)).all(-1)
-    rows, columns = (untouched.any(axis).nonzero()[0] for axis in (1, 0))
-    assert untouched.sum() == len(rows) * len(columns) > 0  # one rectangle
-    assert len(columns) <= np.ceil(patch[0])
-    assert len(rows) <= np.ceil(patch[1])
-    x, y = at[0] * original.width, at[1] * original.height
-    assert columns[0] <= x <= columns[-1] + 1
-    assert rows[0] <= y <= rows[-1] + 1
-
-
-# where dots go: never the same from left and from above, and inside what a centre crop leaves
-PLACES = [(0.3, 0.55), (0.65, 0.42), (0.42, 0.27), (0.55, 0.78)]
+    return dots.keep_brightest(unmixed(case.split(",")[0]), partial(inputs, case), rows, keep)
 
 
 @pytest.mark.parametrize("at", PLACES, ids=str)

@@ -41,7 +41,7 @@ def unmixed(family: str) -> Any:
     lm = copy.deepcopy(model(family))
     with torch.no_grad():
         for name, weight in lm.named_parameters():
-            if ("out_proj" in name and "tower" in name) or ("visual" in name and "attn.proj" in name):
+            if "language_model" not in name and ("out_proj" in name or "attn.proj" in name):
                 weight.zero_()
     return lm
 

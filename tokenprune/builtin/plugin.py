@@ -5,9 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..ecl.fact import EntropyCollapse
+from ..families.cohere2_vision import Cohere2VisionAdapter
+from ..families.gemma3 import Gemma3Adapter
+from ..families.gemma4 import Gemma4Adapter
 from ..families.glm4v import Glm4vAdapter
+from ..families.idefics3 import Idefics3Adapter
+from ..families.internvl import InternVLAdapter
+from ..families.llama4 import Llama4Adapter
 from ..families.llava import LlavaAdapter
 from ..families.llava_next import LlavaNextAdapter
+from ..families.llava_next_video import LlavaNextVideoAdapter
+from ..families.llava_onevision import LlavaOnevisionAdapter
+from ..families.mistral3 import Mistral3Adapter
+from ..families.paligemma import PaliGemmaAdapter
 from ..families.qwen2_5_vl import Qwen2_5VLAdapter
 from ..families.qwen2_vl import Qwen2VLAdapter
 from ..families.qwen3_5 import Qwen3_5Adapter
@@ -51,6 +61,16 @@ def tokenprune_adapters() -> dict[str, type[Adapter]]:
         "qwen3.5": Qwen3_5Adapter,
         "glm4v": Glm4vAdapter,
         "video-llama-3": VideoLlama3Adapter,
+        "gemma3": Gemma3Adapter,
+        "gemma4": Gemma4Adapter,
+        "internvl": InternVLAdapter,
+        "llava-onevision": LlavaOnevisionAdapter,
+        "llava-next-video": LlavaNextVideoAdapter,
+        "mistral3": Mistral3Adapter,
+        "idefics3": Idefics3Adapter,
+        "llama4": Llama4Adapter,
+        "cohere2-vision": Cohere2VisionAdapter,
+        "paligemma": PaliGemmaAdapter,
     }
 
 

@@ -73,7 +73,9 @@ def _batch(tiny: Tiny, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     found = {"input_ids": ids, "attention_mask": mask, **{name: torch.cat(values) for name, values in media.items()}}
     if tiny.types is not None:
-        found[tiny.types] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+        text, image, video = tiny.kinds
+        kinds = torch.full_like(ids, text, dtype=torch.int32)
+        found[tiny.types] = kinds.masked_fill(ids == IMAGE, image).masked_fill(ids == VIDEO, video)
     return found
 
 
@@ -150,7 +152,10 @@ def _model(family: Family, attention: str, dtype: torch.dtype) -> Any:
         for name, weight in made.named_parameters():  # larger weights: answers that vary
             if weight.ndim > 1 and "embed" not in name:
                 weight.mul_(4)
-    made.to(dtype).set_attn_implementation(attention)
+    if dtype != made.dtype:  # a needless cast would make complex rotary tables real
+        made.to(dtype)
+    if attention != "sdpa":  # which a model is made with, where it can: decoders with capped logits stay eager
+        made.set_attn_implementation(attention)
     made.generation_config.eos_token_id = None  # never stops early: lengths stay comparable
     made.generation_config.pad_token_id = PAD
     return made

@@ -43,7 +43,7 @@ class ClipTower(VisionAdapter):
         return [getattr(base, name) for name in self.names]
 
     def projector(self, base: nn.Module) -> nn.Module:
-        return getattr(base, self.connector)  # type: ignore[no-any-return]
+        return getattr(base, self.connector)
 
     def added(self, base: nn.Module) -> Float[Tensor, "m d"] | None:
         return None if self.newline is None else getattr(base, self.newline).detach()[None]

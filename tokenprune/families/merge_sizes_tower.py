@@ -28,7 +28,7 @@ class MergeSizesTower(PackedTower):
         return [base.vision_model]
 
     def projector(self, base: Any) -> nn.Module:
-        return base.projector  # type: ignore[no-any-return]
+        return base.projector
 
     def blocks(self, tower: Any) -> list[nn.Module]:
         return list(tower.encoder.layers)
@@ -57,7 +57,7 @@ class MergeSizesTower(PackedTower):
         """Where merge sizes differ, rows of smaller tokens are named several times: means over them stay what they are."""
         frames = self.frames(tower, call)
         widest = math.lcm(*(side**2 for *_, side in frames))
-        parts = torch.arange(rows).split([h * w for h, w, _ in frames])
+        parts = torch.split(torch.arange(rows), [h * w for h, w, _ in frames])
         units = [own.view(-1, side**2) for own, (_, _, side) in zip(parts, frames, strict=True)]
         return torch.cat([own.repeat_interleave(widest // own.shape[1], 1) for own in units])
 

@@ -28,7 +28,7 @@ class PixtralTower(VisionAdapter):
         return [base.vision_tower]
 
     def projector(self, base: Any) -> nn.Module:
-        return base.multi_modal_projector  # type: ignore[no-any-return]
+        return base.multi_modal_projector
 
     def added(self, base: nn.Module) -> None:
         return None
@@ -107,7 +107,7 @@ def _mask(call: Call) -> Tensor | None:
 def _ends(call: Call) -> Int[Tensor, "c"]:
     """Where pictures end: rows that see each other follow each other."""
     if (mask := _mask(call)) is None:
-        return call[1]["cu_seq_lens_q"]  # type: ignore[no-any-return]
+        return call[1]["cu_seq_lens_q"]
     first = (mask[0, 0] == 0).int().argmax(1)  # that each row sees
-    _, counts = first.unique_consecutive(return_counts=True)
+    _, counts = torch.unique_consecutive(first, return_counts=True)
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..parts.adapter import Adapter, Given
 from .forms.video_llama_3 import TINY
 from .grids import grid_boxes
+from .merge_sizes_tower import MergeSizesTower
 
 
 class VideoLlama3Adapter(Adapter):
@@ -33,3 +34,6 @@ def _grids(given: Given, kind: str) -> list[Float[Tensor, "n 5"]]:
         grid_boxes(int(t), int(h) // int(side), int(w) // int(side))
         for (t, h, w), side in zip(sizes, merged, strict=True)
     ]
+
+    def vision_adapter(self) -> MergeSizesTower:
+        return MergeSizesTower()

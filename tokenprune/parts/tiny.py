@@ -28,7 +28,8 @@ class Tiny:
         media: from `"image"` or `"video"` and a seed: how many placeholder tokens one such has, and its model inputs.
             Those of a batch are joined along axis 0, in the order of its prompts.
         video: whether it takes videos.
-        types: the model input that says which columns are pictures (1) and videos (2), if it takes one.
+        types: the model input that says of each column what it is, if it takes one.
+        kinds: what that says of text, pictures and videos.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Tiny:
     media: Callable[[str, int], tuple[int, dict[str, Tensor]]]
     video: bool = False
     types: str | None = None
+    kinds: tuple[int, int, int] = (0, 1, 2)
 
 
 def text_config(**more: Any) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Encoding:
         if len(rows) != sum(survivors.counts):
             raise PromptError(
                 f"the projector gives {len(rows)} rows for {sum(survivors.counts)} tokens that the passes inside the "
-                f"vision tower know: drop such tokens in the decoder{self.adapter.caveat and f'; {self.adapter.caveat}'}"
+                "vision tower know: drop them in the decoder" + (self.adapter.caveat and f"; {self.adapter.caveat}")
             )
         left = rows[survivors.in_order(survivors.slots_as_they_came)]
         return holes.with_holes(self.code, survivors, left).view_as(output)

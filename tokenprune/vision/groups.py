@@ -173,7 +173,9 @@ class Survivors:
         frames through, where they become visual tokens.
         """
         cls = self.cls
-        groups = tuple(replace(group, slots=group.slots[:, cls:] - cls, sizes=group.sizes[:, cls:]) for group in self.groups)
+        groups = tuple(
+            replace(group, slots=group.slots[:, cls:] - cls, sizes=group.sizes[:, cls:]) for group in self.groups
+        )
         codes = torch.cat([codes[cls:] for codes in torch.split(self.codes, list(self.counts))])
         tokens = tuple(count - cls for count in self.counts)
         return replace(self, groups=groups, counts=tokens, cls=0, layout=Layout(tokens, unit), codes=codes)
@@ -193,9 +195,13 @@ class Survivors:
         """By group, the rows of each token that is left, counted in those that came."""
         if (rows := self.layout.rows) is not None:
             return [rows[tokens] for tokens in self.tokens_as_they_came]
-        return self._rows_side_by_side(self._rows_came, [group.slots[:, self.cls :] - self.cls for group in self.groups])
+        return self._rows_side_by_side(
+            self._rows_came, [group.slots[:, self.cls :] - self.cls for group in self.groups]
+        )
 
-    def _rows_side_by_side(self, lengths: Sequence[int], tokens: Sequence[Int[Tensor, "*u k"]]) -> list[Int[Tensor, "u k m"]]:
+    def _rows_side_by_side(
+        self, lengths: Sequence[int], tokens: Sequence[Int[Tensor, "*u k"]]
+    ) -> list[Int[Tensor, "u k m"]]:
         """By group, the rows of these tokens of pictures of so many rows, where they follow each other."""
         step = torch.arange(self.unit, device=self.codes.device)
         return [
