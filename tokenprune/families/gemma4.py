@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..parts.adapter import Adapter
 from .forms.gemma4 import TINY
+from .gemma4_tower import Gemma4Tower
 
 
 class Gemma4Adapter(Adapter):
@@ -11,3 +12,6 @@ class Gemma4Adapter(Adapter):
 
     model_types = ("gemma4",)
     tiny = TINY
+
+    def vision_adapter(self) -> Gemma4Tower:
+        return Gemma4Tower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..parts.adapter import Adapter
 from .forms.llama4 import TINY
+from .llama4_tower import Llama4Tower
 
 
 class Llama4Adapter(Adapter):
@@ -11,3 +12,6 @@ class Llama4Adapter(Adapter):
 
     model_types = ("llama4",)
     tiny = (TINY,)
+
+    def vision_adapter(self) -> Llama4Tower:
+        return Llama4Tower()

@@ -48,13 +48,13 @@ class MergeSizesTower(PackedTower):
         sides = {side for *_, side in self.frames(tower, call)}
         if len(sides) > 1:
             raise PromptError(
-                f"passes inside the vision tower want one merge size for all pictures of a prompt, got {sorted(sides)}: "
+                f"passes inside the vision tower want pictures of one merge size, got {sorted(sides)}: "
                 "show such pictures in prompts of their own"
             )
         return super().layout(config, tower, call, hidden)
 
     def sources(self, tower: Any, call: Call, projected: tuple[int, ...], rows: int) -> Int[Tensor, "m u"]:
-        """Where merge sizes differ, rows of smaller tokens are named several times: means over them stay what they are."""
+        """Where merge sizes differ, rows of small tokens are named several times: their means stay what they are."""
         frames = self.frames(tower, call)
         widest = math.lcm(*(side**2 for *_, side in frames))
         parts = torch.split(torch.arange(rows), [h * w for h, w, _ in frames])

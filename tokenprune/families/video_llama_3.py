@@ -26,6 +26,9 @@ class VideoLlama3Adapter(Adapter):
             videos = [boxes[mask] for boxes, mask in zip(videos, masks, strict=True)]
         return {given.config.image_token_id: pictures, given.config.video_token_id: videos}
 
+    def vision_adapter(self) -> MergeSizesTower:
+        return MergeSizesTower()
+
 
 def _grids(given: Given, kind: str) -> list[Float[Tensor, "n 5"]]:
     """Every cell of the pictures or videos: as many patches of its side become one token as its merge size says."""
@@ -34,6 +37,3 @@ def _grids(given: Given, kind: str) -> list[Float[Tensor, "n 5"]]:
         grid_boxes(int(t), int(h) // int(side), int(w) // int(side))
         for (t, h, w), side in zip(sizes, merged, strict=True)
     ]
-
-    def vision_adapter(self) -> MergeSizesTower:
-        return MergeSizesTower()

@@ -93,13 +93,16 @@ class VisionAdapter(ABC):
     def places(self, tower: nn.Module, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
         """Picture, row and column of each of the projector's output rows, counted in such rows; -1: no such place."""
 
-    @abstractmethod
     def layout(self, config: Any, tower: nn.Module, call: Call, hidden: Tensor) -> Layout:
-        """Of a run whose rows enter the first block, in a model of this config."""
+        """Of a run whose rows enter the first block, in a model of this config. Towers that refuse passes need none."""
+        raise NotImplementedError
 
-    @abstractmethod
     def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
-        """A block's call with arguments for these rows only, counted in the whole run, in the order they come in."""
+        """A block's call with arguments for these rows only, counted in the whole run, in the order they come in.
+
+        Towers that refuse passes need none.
+        """
+        raise NotImplementedError
 
     def sides(self, base: nn.Module) -> list[nn.Module]:
         """Modules besides the projector that make a row of each token, of what left an earlier block."""

@@ -166,6 +166,7 @@ def read(
         raise PromptError(
             "the recipe has passes with tower: vision, and a prompt's pictures were encoded outside of the pruning "
             "block: encode them inside it, and hold on to what get_image_features returns until the prefill"
+            + _but(encodings.adapter.caveat)
         )
     prompts = len(hidden)
     kept = [tuple(numbers[prompts * layer : prompts * (layer + 1)]) for layer in range(code.depth)]
@@ -182,8 +183,12 @@ def _stray(code: HoleCode, caveat: str) -> PromptError:
     passes = ", ".join(f"prune.{index}" for index in range(len(code.passes)))
     return PromptError(
         f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds NaN, or "
-        f"the adapter does not name all columns of visual tokens{caveat and f'; {caveat}'}"
+        f"the adapter does not name all columns of visual tokens{_but(caveat)}"
     )
+
+
+def _but(caveat: str) -> str:
+    return caveat and f"; {caveat}"
 
 
 def _without_holes(holes: Bool[Tensor, "b s"], visual: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
