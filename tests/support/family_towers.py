@@ -1,4 +1,4 @@
-"""Vision towers of all families, seen without the engine: whose rows a token is made of, and attention with rows hidden.
+"""Vision towers of all families, seen without the engine: the rows that a token is made of, and what attention hides.
 
 Attention is a function of our own, put in the place of the model's: it sees every row of a run, hides those it is told
 to, and notes how much attention each row got.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tokenprune.vision.forward as vision
@@ -138,13 +138,16 @@ def own_attention(family: str, adapter: VisionAdapter, base: Any, gone: Sequence
         if attention_mask is not None:
             logits = logits + attention_mask  # as eager attention takes it
         weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-        run.received[number][first : now["first"]] = weights.sum(2).mean(1).flatten().detach()
+        asking = weights
+        if attention_mask is not None:  # rows that nobody may see pad their picture: what they see does not count
+            asking = weights * (attention_mask.amax(2) == 0)[..., None]
+        run.received[number][first : now["first"]] = asking.sum(2).mean(1).flatten().detach()
         return (weights @ v).transpose(1, 2), None
 
     with ExitStack() as hooks:
-        for name, functions in (("own", ALL_ATTENTION_FUNCTIONS), ("own", ALL_MASK_ATTENTION_FUNCTIONS)):
-            functions[name] = attend if functions is ALL_ATTENTION_FUNCTIONS else functions["eager"]
-            hooks.callback(functions.pop, name)
+        for functions, own in ((ALL_ATTENTION_FUNCTIONS, attend), (ALL_MASK_ATTENTION_FUNCTIONS, eager_mask)):
+            functions.register("own", own)
+            hooks.callback(functions._global_mapping.pop, "own")
         for tower in adapter.towers(base):
             configs = {id(part.config): part.config for part in tower.modules() if hasattr(part, "config")}
             for config in configs.values():

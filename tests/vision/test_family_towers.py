@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import IMAGE, Prompt, inputs, model
-from family_towers import own_attention, rows_of_tokens, tokens_gone
+from families import IMAGE, VIDEO, Prompt, inputs, model
+from family_towers import own_attention, squares, tokens_gone
 from masking import hidden_by_mask
 from torch import Tensor
 
 import tokenprune
-from tokenprune import Ranking, VisionScorer
+from tokenprune import Ranking, Scorer, Seen, VisionScorer
 from tokenprune.errors import PromptError, UnsupportedModelError
 from tokenprune.parts.vision import VisionAdapter
 from tokenprune.plan.stages import plan_vision
@@ -56,6 +55,19 @@ class Folding(VisionScorer):
         return Ranking(-pictures.tokens.float(), pictures.tokens % pictures.keep)
 
 
+@dataclass(frozen=True)
+class Reader(Scorer):
+    """Reads what left the tower."""
+
+    @property
+    def reads_blocks(self) -> tuple[str]:
+        return ("features",)
+
+    def score(self, seen: Seen) -> Tensor:
+        assert seen.vision is not None
+        return seen.vision.features().norm(dim=-1)
+
+
 def tower(scorer: Any, merge: str | None = None, **schedule: Any) -> dict[str, Any]:
     return {"tower": "vision", "scorer": scorer, "schedule": schedule, "merge": merge}
 
@@ -68,7 +80,7 @@ RECIPES = {
 }
 
 
-class Encoded(Exception):  # noqa: N818
+class Encoded(Exception):
     """The decoder would begin: nothing more is asked of the model."""
 
 
@@ -164,9 +176,7 @@ def test_tokens_of_the_wrong_rows_are_noticed(family: str, monkeypatch: Any) -> 
     """As if the rows of a token were neighbours."""
     setup = Setup(family)
     layout = type(setup.adapter).layout
-    monkeypatch.setattr(
-        type(setup.adapter), "layout", lambda self, *given: replace(layout(self, *given), rows=None)
-    )
+    monkeypatch.setattr(type(setup.adapter), "layout", lambda self, *given: replace(layout(self, *given), rows=None))
     with pytest.raises(AssertionError):
         check_passes(setup, "stages", monkeypatch)
 
@@ -245,7 +255,7 @@ def recorded(setup: Setup, see: Any, given: Any = None, blocks: tuple[int, ...] 
     ids = setup.given["input_ids"]
 
     def find(hidden: Tensor) -> None:
-        rows = hidden[ids == IMAGE]
+        rows = hidden[(ids == IMAGE) | (ids == VIDEO)]
         see(recorder.find(rows), rows)
 
     with ExitStack() as hooks:
@@ -345,3 +355,103 @@ def test_a_brighter_patch_is_seen_at_its_token(family: str) -> None:
         changed = ((after - before).abs().amax(-1) > 1e-4).nonzero()[:, 0].tolist()
         side = 1 if single else 2
         assert [places[token].tolist() for token in changed] == [[0, row // side, column // side]]
+
+
+# -- whole prompts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", PRUNED)
+def test_answers_are_those_of_masking_in_tower_and_decoder(family: str, attention: str, monkeypatch: Any) -> None:
+    """A ragged batch: in the tower, then in the decoder; what is added between its blocks follows the holes."""
+    setup = Setup(family, attention)
+    decoder = {"scorer": "random", "schedule": {"name": "fixed", "layer": 2, "keep": 3}}
+    mask = setup.given["attention_mask"]
+    with torch.no_grad(), tokens_gone(monkeypatch) as runs:
+        with ExitStack() as block:
+            try:
+                pruning = block.enter_context(tokenprune.prune(setup.model, {"prune": [RECIPES["stages"], decoder]}))
+            except UnsupportedModelError as reason:
+                pytest.skip(str(reason))  # its decoder
+            pruned = setup.model(**setup.given).logits[:, -1]
+        assert pruning.state is not None
+        views = pruning.state.views
+        with setup.own_attention(runs), hidden_by_mask(setup.model, mask, views):
+            masked = setup.model(**setup.given).logits[:, -1]
+        with hidden_by_mask(setup.model, mask, views):
+            leaky = setup.model(**setup.given).logits[:, -1]
+    assert close(pruned, masked)
+    assert not close(pruned, leaky)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video"])
+def test_pooled_videos_are_refused_inside_the_tower(family: str) -> None:
+    given = inputs(family, [(1, (3, "video", 4))])
+    with (
+        torch.no_grad(),
+        tokenprune.prune(model(family), {"prune": [RECIPES["stages"]]}),
+        pytest.raises(PromptError, match=r"are interpolated by the model|the model pools the frames"),
+    ):
+        model(family)(**given)
+
+
+def test_interpolated_tiles_are_refused() -> None:
+    """More tokens than `anyres_max_3` allows: the model makes new rows of what its projector gave."""
+    given = inputs("llava_onevision", [(1, (3, "image", 9))])
+    reader = {"scorer": Reader(), "schedule": {"name": "fixed", "layer": 0, "keep": 5}}
+    for step in (RECIPES["stages"], reader):
+        with (
+            torch.no_grad(),
+            tokenprune.prune(model("llava_onevision"), {"prune": [step]}),
+            pytest.raises(PromptError, match="more tokens than vision_aspect_ratio allows, are interpolated"),
+        ):
+            model("llava_onevision")(**given)
+
+
+def test_states_of_pooled_frames_are_those_of_their_patches() -> None:
+    """LLaVA-NeXT-Video: squares of four patches become one token, of which the states are the mean."""
+    setup, found, left = Setup("llava_next_video", prompts=((1, (3, "video", 4)),)), list[Tensor](), list[Tensor]()
+
+    def see(vision: Vision, rows: Tensor) -> None:
+        found.extend([vision.features(0), vision.places])
+
+    block = setup.adapter.blocks(setup.adapter.towers(setup.base)[0])[0]
+    handle = block.register_forward_hook(lambda module, args, output: left.append(output.flatten(0, 1)))
+    recorded(setup, see)
+    handle.remove()
+    frames = [squares(17 * frame + 1, 4, 4, 2) for frame in range(3)]
+    assert close(found[0], torch.stack([left[0][unit].mean(0) for units in frames for unit in units]))
+    assert found[1].tolist() == [[frame, row, column] for frame in range(3) for row in (0, 1) for column in (0, 1)]
+
+
+@pytest.mark.parametrize(("family", "why"), [("llama4", "one table of positions"), ("gemma4_small", "pads pictures")])
+def test_towers_that_cannot_lose_rows_say_why(family: str, why: str) -> None:
+    with (
+        pytest.raises(UnsupportedModelError, match=f"cannot be pruned in its vision tower: .*{why}"),
+        Setup(family).pruned(RECIPES["stages"]),
+    ):
+        pass
+
+
+def test_pictures_of_two_merge_sizes_are_refused_inside_the_tower() -> None:
+    setup = Setup("video_llama_3", prompts=((1, (3, "image", 4, "image", 2)),))
+    given, (first, second) = setup.given, setup.given["image_grid_thw"].prod(1).tolist()
+    given["image_merge_sizes"] = torch.tensor([1, 2])
+    ids = given["input_ids"][0]
+    spare = (ids == IMAGE).nonzero()[first + second // 4 :, 0]
+    ids[spare] = 11
+    with setup.pruned(RECIPES["stages"]), pytest.raises(PromptError, match=r"one merge size, got \[1, 2\]"):
+        setup.model(**given)
+    seen: list[Tensor] = []
+    recorded(setup, lambda vision, rows: seen.extend([vision.keys(0), vision.places]))
+    assert len(seen[0]) == first + second // 4
+    assert len(seen[1].unique(dim=0)) == len(seen[1])
+
+
+def test_padded_pictures_are_refused_where_attention_is_read() -> None:
+    setup = Setup("smolvlm")
+    padded = torch.ones((*setup.given["pixel_values"].shape[:2], 32, 32), dtype=torch.long)
+    padded[..., 16:] = 0
+    setup.given["pixel_attention_mask"] = padded
+    with pytest.raises(UnsupportedModelError, match="padded pictures hide patches"):
+        recorded(setup, lambda vision, rows: vision.received(0))

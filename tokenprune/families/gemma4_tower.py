@@ -38,7 +38,9 @@ class Gemma4Tower(VisionAdapter):
         return {"queries": block.self_attn.q_norm, "keys": block.self_attn.k_norm}
 
     def read(self, tower: nn.Module, block: Any, run: BlockRun) -> VisionBlock:
-        queries, keys = (rearrange(run.projected[name], "b l heads dh -> heads (b l) dh") for name in ("queries", "keys"))
+        queries, keys = (
+            rearrange(run.projected[name], "b l heads dh -> heads (b l) dh") for name in ("queries", "keys")
+        )
         tables = [
             rearrange(table, "b l (axes dh) -> axes 1 (b l) dh", axes=2) for table in run.call[1]["position_embeddings"]
         ]
@@ -66,7 +68,7 @@ class Gemma4Tower(VisionAdapter):
     def places(self, tower: Any, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
         found = []
         for picture, (_, cell, across) in enumerate(_cells(tower, call)):
-            number = cell.unique()
+            number = torch.unique(cell)
             found.append(torch.stack([torch.full_like(number, picture), number // across, number % across], 1))
         return torch.cat(found)
 

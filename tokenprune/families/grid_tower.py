@@ -30,8 +30,8 @@ class GridTower(ClipTower):
     def read(self, tower: nn.Module, block: Any, run: BlockRun) -> VisionBlock:
         if (mask := _mask(run.call)) is not None and bool((~mask if mask.dtype is torch.bool else mask < 0).any()):
             raise UnsupportedModelError(
-                "padded pictures hide patches from the vision tower's attention, which cannot be computed again without "
-                "them: give pictures of one size, without a pixel_attention_mask"
+                "padded pictures hide patches from the vision tower's attention, and it cannot be computed again "
+                "without them: give pictures of one size, without a pixel_attention_mask"
             )
         return super().read(tower, block, run)
 
