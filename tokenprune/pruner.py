@@ -192,7 +192,7 @@ class Pruner:
         compiled = compiled or self._compiled or caches.room(made.cache) is not None
         compiled = compiled or self.anatomy.blocks[first]._compiled_call_impl is not None  # since the prefill
         step = not made.prefill and given.width == 1
-        made.as_unpruned = step and not compiled and made.prompt.plain
+        made.as_unpruned = step and not compiled and self._plain(made)
         if made.as_unpruned:
             self._blocks.watch(first)
         else:
@@ -200,6 +200,10 @@ class Pruner:
         if compiled and not made.prefill:  # what follows may be traced: no sizes of this prompt in there
             for block in range(first, self.anatomy.depth):
                 visibility.held(made, block, given.device)
+
+    def _plain(self, made: ForwardPass) -> bool:
+        """Whether later passes go as if nothing was dropped, as far as anybody knows now."""
+        return self.anatomy.uniform and made.prompt.plain
 
     def _traced(self, arguments: Mapping[str, Any]) -> bool:
         """`_begin` of a decode step on a static cache, as torch.compile traces it; False if it is something else."""
@@ -221,15 +225,16 @@ class Pruner:
         return True
 
     def _block_hook(self, number: int) -> Callable[..., Any]:
-        """The hook of a block. In a decode step the next blocks get what the first one got: that must be quick."""
-        live = self.live
+        """The hook of a block. In a decode step blocks get what the first of their type got: that must be quick."""
+        live, kind = self.live, self.anatomy.kinds[number]
 
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
             made = live.forward_pass
             if made is None or kwargs is None:  # torch calls a hook that another thread registers so for a moment
                 return None
-            if number < made.until and not made.prefill:
-                return None if made.changed is None else (args, {**kwargs, **made.changed})
+            if number < made.until and not made.prefill and kind in made.changed:
+                changed = made.changed[kind]
+                return None if changed is None else (args, {**kwargs, **changed})
             return self._before_block(number, made, args, kwargs)
 
         return hook
@@ -242,10 +247,10 @@ class Pruner:
             made.as_unpruned = False
             with self._idle:
                 self._blocks.hook(number, keep=False)
-        changed = forward.before_block(made, number, args[0], kwargs)
+        changed = forward.before_block(made, number, args[0], args[1:], kwargs)
         if made.prefill:
             self.state = made.prompt
-        return None if changed is None else ((changed[0], *args[1:]), changed[1])
+        return changed
 
     def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
         made = self.live.forward_pass
@@ -282,7 +287,7 @@ class Pruner:
         with self._idle:
             self._running.pop(made, None)
             first = made.prompt.first_pruned
-            if not self._running and first is not None and (made.as_unpruned or (made.prefill and made.prompt.plain)):
+            if not self._running and first is not None and (made.as_unpruned or (made.prefill and self._plain(made))):
                 self._blocks.rest(first)
             self._idle.notify_all()
 

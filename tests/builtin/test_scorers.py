@@ -116,7 +116,7 @@ def test_entropy_is_the_same_before_and_after_rope(family: str, alpha: float) ->
     positions = torch.tensor([0, 1, 2, 5, 8, 13, 40, 41, 300])[None]
     positions = positions.expand(3, 1, -1) if family == "qwen2_5_vl" else positions
     tables = lm.model.language_model.rotary_emb(states, position_ids=positions)
-    rotated = adapter.attention(lm.model.language_model.layers[0]).rotate(states, *(table[0] for table in tables))
+    rotated = adapter.attention(lm.model.language_model.layers[0]).rotate(states, tuple(table[0] for table in tables))
     before, after = (Entropy(alpha=alpha).score(Seen.of(keep=1, queries=q)) for q in (states, rotated))
     assert not torch.allclose(rotated, states, atol=0.1)
     torch.testing.assert_close(after, before, atol=2e-5, rtol=0)

@@ -38,9 +38,9 @@ def test_the_stand_in_sees_gapped_positions(monkeypatch: pytest.MonkeyPatch) -> 
 
     before = forward.before_block
 
-    def leaky(made: Any, block: int, hidden: Any, kwargs: dict[str, Any]) -> Any:
+    def leaky(made: Any, block: int, hidden: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         positions = kwargs["position_ids"]
-        changed = before(made, block, hidden, kwargs)
+        changed = before(made, block, hidden, args, kwargs)
         if changed is None:
             return None
         index = made.prompt.view_at(block).index

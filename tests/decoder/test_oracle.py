@@ -11,7 +11,6 @@ from masking import hidden_by_mask
 from oracle import ATTENTIONS, ENDING, RECIPES, check_oracle, close, numbered_anew
 
 import tokenprune
-from tokenprune.state.prompt import Prompt as PromptState
 
 
 @pytest.mark.works("Inputs", "batches: one prompt, left-padded, ragged with unequal numbers of pictures")
@@ -106,9 +105,10 @@ def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> No
     from tokenprune.decoder import visibility
 
     if mutant == "mask":
-        monkeypatch.setattr(PromptState, "mask", lambda self, block, mask, total, device: None)
+        followed = visibility.followed
+        monkeypatch.setattr(visibility, "followed", lambda *given: torch.ones_like(followed(*given)).tril())
     elif mutant == "positions":
-        monkeypatch.setattr(visibility, "rotary", lambda forward, block, hidden, kwargs: _first(hidden, kwargs))
+        monkeypatch.setattr(visibility, "rotary", lambda *given: (None, _first(*given[-2:])))
     else:
         gather = ops.gather_columns
         monkeypatch.setattr(ops, "gather_columns", lambda states, index: gather(states, index.roll(1, dims=1)))

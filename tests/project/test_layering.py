@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "builtin": {"amounts", "ecl", "errors", "families", "ops", "parts", "registry", "seen", "shipped"},
     "show": {"errors", "parts", "plan", "state"},
     "api": {"amounts", "errors", "outputs", "plan", "pruner", "recipe", "registry", "show", "state", "version"},
-    "contract": {"api", "builtin", "errors", "model", "parts", "recipe", "registry", "seen", "state"},
+    "contract": {"api", "builtin", "errors", "families", "model", "parts", "recipe", "registry", "seen", "state"},
     "lab": {"amounts", "api", "builtin", "ecl", "errors", "model", "ops", "outputs", "parts", "plan", "recipe"}
     | {"registry", "seen", "show"},
     "cli": {"amounts", "api", "ecl", "errors", "lab", "outputs", "plan", "recipe", "registry", "show"} | {"version"},

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ..builtin.plugin import tokenprune_adapters
 from ..errors import TokenpruneError
+from ..families.forms import CORE
 from ..parts.adapter import Adapter
 from ..parts.tiny import DEPTH, IMAGE, PAD, VIDEO, VOCAB, Tiny, text_config, vision_config
 from ..registry import registry
 
 __all__ = [
-    "BATCHES", "DEPTH", "FAMILIES", "IMAGE", "MIXED", "ONE", "PAD", "PADDED", "RAGGED", "VIDEO", "VOCAB", "Family",
+    "BATCHES", "DEPTH", "EVERY", "FAMILIES", "IMAGE", "MIXED", "ONE", "PAD", "PADDED", "RAGGED", "VIDEO", "VOCAB", "Family",
     "Prompt", "Tiny", "answer", "build", "forget", "has_video", "inputs", "logits", "model", "shipped", "text_config",
     "vision_config",
 ]  # fmt: skip
@@ -35,8 +36,10 @@ BATCHES = {"one": ONE, "padded": PADDED, "ragged": RAGGED}
 
 
 _TINY = {tiny.name: tiny for adapter in tokenprune_adapters().values() for tiny in adapter.tiny}
-FAMILIES = tuple(_TINY)
-"""Names of the families that tokenprune supports by itself."""
+FAMILIES = CORE
+"""Names of the tiny models that every part is tested in."""
+EVERY = tuple(_TINY)
+"""Names of the tiny models of all families that have a file."""
 
 
 def build(family: str) -> Any:
@@ -109,8 +112,8 @@ def family_of(tiny: Tiny) -> Family:
 
 
 def shipped() -> list[Family]:
-    """The families that tokenprune supports by itself."""
-    return [family_of(tiny) for tiny in _TINY.values()]
+    """The families that every part is tested in."""
+    return [family_of(_TINY[name]) for name in CORE]
 
 
 def named(family: str | Family) -> Family:

@@ -31,6 +31,7 @@ def hidden_by_mask(
     anatomy = Anatomy.of(model)
     valid = attention_mask.bool()
     b, s = valid.shape
+    totals = [s]  # columns of the conversation with those of the pass
     renumbered = (views if compact else {}) if isinstance(compact, bool) else compact
 
     def seen(block: int, views: Mapping[int, View]) -> Tensor | None:
@@ -43,30 +44,29 @@ def hidden_by_mask(
         return columns & valid
 
     def enter(block: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        columns = seen(block, views)
+        hidden, q = args[0], args[0].shape[1]
+        if block == 0:  # no layer of the cache has grown yet
+            past = kwargs.get("past_key_values")
+            totals[:] = [q + (int(past.get_seq_length()) if past is not None else 0)]
+        columns, total = seen(block, views), totals[0]
         if columns is None:
             return None
-        hidden = args[0]
         if folded and block in folded and hidden.shape[1] == s:
             hidden = hidden.clone()
             for row in range(b):
                 view = views[block]
                 hidden[row, view.index[row][view.valid[row]]] = folded[block][row][view.valid[row]]
             args = (hidden, *args[1:])
-        cache = kwargs["past_key_values"]
-        past = cache.get_seq_length(block) if cache is not None else 0
-        q = hidden.shape[1]
-        later = torch.ones(b, past + q - s, dtype=torch.bool)
-        every = torch.cat([columns, later], dim=1)
-        rows = torch.arange(past, past + q)[:, None]
-        each = torch.arange(past + q)[None]
-        allowed = ((each <= rows)[None] & every[:, None]) | (each == rows)[None]  # the last row answers, hidden or not
-        mask = torch.zeros(b, 1, q, past + q, dtype=hidden.dtype)
-        mask.masked_fill_(~allowed[:, None], torch.finfo(hidden.dtype).min)
-        kwargs = {**kwargs, "attention_mask": mask}
+        own = _own(anatomy, block, hidden, kwargs, total)
+        every = torch.cat([columns, torch.ones(b, total - s, dtype=torch.bool)], dim=1)[:, total - own.shape[-1] :]
+        last = torch.arange(own.shape[-1])[None] == torch.arange(q)[:, None] + own.shape[-1] - q
+        allowed = (own & every[:, None, None]) | last  # the last row answers, hidden or not
+        mask = torch.zeros(allowed.shape, dtype=hidden.dtype)
+        kwargs = {**kwargs, "attention_mask": mask.masked_fill_(~allowed, torch.finfo(hidden.dtype).min)}
         if (numbered := seen(block, renumbered)) is not None:
-            positions = (torch.cat([numbered, later], dim=1).cumsum(1) - 1).clamp_min(0)[:, past:]
-            kwargs["position_embeddings"] = anatomy.rotary(hidden, positions)
+            later = torch.ones(b, total - s, dtype=torch.bool)
+            positions = (torch.cat([numbered, later], dim=1).cumsum(1) - 1).clamp_min(0)[:, total - q :]
+            kwargs["position_embeddings"] = anatomy.rotary(hidden, positions, anatomy.kinds[block])
         return args, kwargs
 
     handles = [
@@ -77,3 +77,14 @@ def hidden_by_mask(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _own(anatomy: Anatomy, block: int, hidden: Tensor, kwargs: Mapping[str, Any], total: int) -> Tensor:
+    """The mask that the unpruned model gives a block, `b h q c`: what stands for none there is written out."""
+    own, (b, q) = kwargs.get("attention_mask"), hidden.shape[:2]
+    if isinstance(own, Tensor) and own.ndim == 4:
+        return own if own.dtype == torch.bool else own >= 0
+    assert own is None, "the reference is for sdpa and eager attention"
+    if anatomy.sees_both_ways(block):
+        return torch.ones(b, 1, q, total, dtype=torch.bool)
+    return (torch.arange(total)[None] <= torch.arange(total - q, total)[:, None]).expand(b, 1, q, total)

@@ -33,9 +33,8 @@ class Run:
         self.model, self.inputs = family.model("eager"), family.inputs(ONE)
         self.anatomy = Anatomy.of(self.model, adapter)
         self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
-        projections = [
-            module for block in range(self.anatomy.depth) for module in self.anatomy.attention(block).modules.values()
-        ]
+        self.attentions = {b: found for b in range(self.anatomy.depth) if (found := self.anatomy.attention(b))}
+        projections = [module for attention in self.attentions.values() for module in attention.modules.values()]
         hooks = [
             module.register_forward_hook(self._note, with_kwargs=True)
             for module in (self.anatomy.decoder, *self.anatomy.blocks, *projections)
@@ -117,8 +116,8 @@ class TestAdapter(Contract):
     def test_projections_are_what_the_model_computes(self, adapter: Adapter, family: Family) -> None:
         """`Attention.project` gives what its modules gave; heads have one size."""
         run = Run(adapter, family)
-        for block in range(run.anatomy.depth):
-            attention = run.anatomy.attention(block)
+        assert run.attentions, "no block has queries and keys"
+        for block, attention in run.attentions.items():
             assert sorted(attention.modules) == ["keys", "queries", "values"]
             for name, module in attention.modules.items():
                 output = run.of(module)[0]

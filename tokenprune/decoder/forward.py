@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import PromptError, UnsupportedModelError
@@ -72,7 +73,8 @@ def _refuse_recomputation(anatomy: Anatomy) -> None:
 
 
 def capture(forward: ForwardPass) -> None:
-    """Keep what stages of this prefill may look at: what enters block 0, and projections of the block before each.
+    """Keep what stages of this prefill may look at: what enters block 0, and of the block before each stage its
+    projections and its arguments.
 
     The model computes these anyway; references are kept, and no longer than the stage needs.
     """
@@ -82,6 +84,9 @@ def capture(forward: ForwardPass) -> None:
     def enter(args: Any, kwargs: Any) -> None:
         forward.embedded = args[0]
 
+    def keep_arguments(layer: int, args: Any, kwargs: Any) -> None:
+        forward.entering[layer] = kwargs
+
     def keep(layer: int, name: str, output: Tensor) -> None:
         forward.captured.setdefault(layer, {})[name] = output
 
@@ -89,15 +94,21 @@ def capture(forward: ForwardPass) -> None:
         taps.before(anatomy.blocks[0], enter, first=True)
     for layer in prompt.stages:
         if layer > 0:
-            for name, module in anatomy.attention(layer - 1).modules.items():
+            taps.before(anatomy.blocks[layer - 1], partial(keep_arguments, layer), first=True)
+            attention = anatomy.attention(layer - 1)
+            for name, module in (attention.modules if attention else {}).items():
                 taps.after(module, partial(keep, layer, name))
 
 
 def before_block(
-    forward: ForwardPass, number: int, hidden: Float[Tensor, "b k d"], kwargs: Mapping[str, Any]
-) -> tuple[Float[Tensor, "b j d"], Mapping[str, Any]] | None:
-    """Prune if a stage is here; then let the block see its view and nothing else. None: as the model has it."""
-    forward.cache = kwargs.get("past_key_values")
+    forward: ForwardPass, number: int, hidden: Float[Tensor, "b k d"], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...] | None:
+    """Prune if a stage is here; then let the block see its view and nothing else. None: as the model has it.
+
+    Args:
+        args: by position, behind the hidden states.
+    """
+    forward.cache = kwargs.get("past_key_values", forward.cache)
     entered = hidden
     if forward.prefill:
         vision = forward.pipeline.vision if number == 0 else None
@@ -107,28 +118,31 @@ def before_block(
             hidden = holes.remove_holes(forward, vision, hidden, kwargs)
             capture(forward)
         if number in forward.prompt.stages:
-            hidden = narrow.prune(forward, number, hidden, kwargs["position_embeddings"])
-    seen = visibility.arguments(forward, number, hidden, kwargs)
+            hidden = narrow.prune(forward, number, hidden, kwargs)
+    seen = visibility.arguments(forward, number, hidden, args, kwargs)
     if seen is None:
-        return None if hidden is entered else (hidden, kwargs)
-    return hidden, seen
+        return None if hidden is entered else ((hidden, *args), kwargs)
+    return (hidden, *seen[0]), seen[1]
 
 
 def _check_blocks(forward: ForwardPass, hidden: Float[Tensor, "b s d"], kwargs: Mapping[str, Any]) -> None:
     """Refuse what the model made for its blocks, where pruning cannot go on from it."""
-    width, tables = hidden.shape[1], kwargs["position_embeddings"][0].shape[-2]
-    if tables != width:
+    width, tables = hidden.shape[1], kwargs.get("position_embeddings")
+    first = tables[0] if isinstance(tables, tuple | list) else tables
+    if isinstance(first, Tensor) and first.shape[-2] != width:
         raise PromptError(
-            f"the model made rotary tables of {tables} columns for {width} new ones, which no block can use: pass "
-            "position_ids of the new columns"
+            f"the model made rotary tables of {first.shape[-2]} columns for {width} new ones, which no block can use: "
+            "pass position_ids of the new columns"
         )
     mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 4:
+    if isinstance(mask, BlockMask):
         reason = (
-            "the masks that this decoder makes are not causal, and those of pruning are: this pass's outputs and "
-            "cache are not to be used"
+            "this decoder's masks are not causal, and those of flex attention cannot be followed: use sdpa or eager"
         )
-        forward.flags.append((PromptError(reason), inputs.causal(mask, forward.prompt.start, width)))
+        columns = torch.arange(width - 1, device=hidden.device) + forward.prompt.start
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        later = mask.mask_mod(rows, torch.zeros_like(rows), columns, columns + 1)
+        forward.flags.append((PromptError(reason), ~later.any()))
 
 
 def after_decoder(forward: ForwardPass, output: Any) -> Any:

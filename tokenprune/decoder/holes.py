@@ -15,7 +15,6 @@ from ..recipe import VisionPass
 from ..state.prompt import Prompt
 from ..state.view import View
 from ..vision.forward import VisionPruner
-from . import visibility
 from .narrow import gathered
 from .run import ForwardPass
 
@@ -43,7 +42,6 @@ def remove_holes(
         return hidden
     _refuse_lost_answers(prompt, gone < vision.depth)
     hidden = gathered(hidden, forward.prompt.view_at(-1), local)
-    forward.rotary[forward.prompt.view_layers(0)] = visibility.rotary(forward, 0, hidden, kwargs)
     return hidden
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import PromptError
-from ..model.anatomy import Anatomy
+from ..model.anatomy import FULL, Anatomy
 from ..state import cache as caches
 from ..state.prompt import Prompt
 from ..state.view import View
@@ -108,6 +108,11 @@ def read(arguments: Mapping[str, Any], anatomy: Anatomy, drafts: int, compiled: 
             return None  # no picture: nothing to prune, nothing to refuse
         raise PromptError(f"pruning cannot read these inputs: {reason}")
     total = start + width if mask is None else mask.shape[1]
+    if (longest := anatomy.adapter.longest(anatomy.config)) is not None and total > longest:
+        raise PromptError(
+            f"pruning cannot follow {total} columns: beyond {longest} this decoder counts positions by what its cache "
+            "holds. Shorten the conversation, or prune less of it by hand"
+        )
     starting = ids if starts else None
     return PassInput(arguments, starting, mask, cache, prompt, start, width, total, new.device, fed, drafts)
 
@@ -202,15 +207,28 @@ def refusal(
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         got = f"{mask.ndim}-D mask that is not causal" if isinstance(mask, Tensor) else type(mask).__name__
         return f"it needs a 2-D attention mask (prompts x columns) or none, got a {got}; pass the tokenizer's mask"
-    if caches.room(cache) and "flash" in anatomy.text._attn_implementation:
-        return (
-            "flash attention reads the empty columns of a static cache too, with or without pruning; use sdpa, or "
-            "leave cache_implementation at its default"
-        )
+    if caches.room(cache) and (reason := _refusal_of_room(anatomy)):
+        return reason
     if starts and compiled:
         return (
             "a prefill inside torch.compile would be compiled for every prompt; take torch.compile off the model and "
             "pass cache_implementation='static' to generate, which compiles the decode steps only"
+        )
+    return None
+
+
+def _refusal_of_room(anatomy: Anatomy) -> str | None:
+    """What keeps pruning from following a static cache, or None."""
+    if not anatomy.uniform:
+        kinds = ", ".join(sorted({*anatomy.kinds} - {FULL}))
+        return (
+            f"a static cache for blocks of {kinds} keeps other columns than those that are left; leave "
+            "cache_implementation at its default"
+        )
+    if "flash" in anatomy.text._attn_implementation:
+        return (
+            "flash attention reads the empty columns of a static cache too, with or without pruning; use sdpa, or "
+            "leave cache_implementation at its default"
         )
     return None
 
@@ -226,12 +244,12 @@ def columns_of(mask: Any, past: int, new: int) -> Any:
         return mask
     if new > 1 and not causal(mask, past, new):  # one row cannot be anything else than causal
         return mask
-    return _allowed(mask)[:, 0, -1]
+    return as_bool(mask)[:, 0, -1]
 
 
 def causal(mask: Tensor, past: int, new: int) -> Bool[Tensor, ""]:
     """Whether a 4-D mask hides padding and what comes later from each of `new` columns, and nothing else."""
-    allowed = _allowed(mask)
+    allowed = as_bool(mask)
     visible = allowed[:, 0, -1]
     every = torch.arange(visible.shape[1], device=visible.device)
     follows = every <= every[past : past + new, None]
@@ -242,5 +260,6 @@ def causal(mask: Tensor, past: int, new: int) -> Bool[Tensor, ""]:
     return fine
 
 
-def _allowed(mask: Tensor) -> Bool[Tensor, "b h q c"]:
+def as_bool(mask: Tensor) -> Bool[Tensor, "*shape"]:
+    """Where a mask lets columns see each other, be it one of truth values or of what is added to the logits."""
     return mask if mask.dtype == torch.bool else mask >= 0

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .. import ops
-from ..parts.attention import RotaryTables
+from ..errors import PromptError
+from ..model.anatomy import STATES
 from ..state.prompt import Prompt
 from ..state.view import View
 from . import source
@@ -19,25 +20,29 @@ from .select import Selected, select
 
 
 def prune(
-    forward: ForwardPass, layer: int, hidden: Float[Tensor, "b k d"], tables: RotaryTables
+    forward: ForwardPass, layer: int, hidden: Float[Tensor, "b k d"], kwargs: Mapping[str, Any]
 ) -> Float[Tensor, "b j d"]:
     """Score, select and gather at one stage; puts the prompt with its new view in the pass.
 
     Args:
-        tables: rotary tables that the model hands to its blocks, of the whole prompt.
+        kwargs: what the model hands to the block behind the stage, for the whole prompt.
+
+    Raises:
+        PromptError: the answer would be read from a column that no block can hide later.
     """
     prompt, stage = forward.prompt, forward.prompt.stages[layer]
     view = prompt.view_at(layer).to(hidden.device)
-    tables = forward.rotary.get(prompt.view_layers(layer - 1), tables)
+    blocks = source.arguments_of(forward, layer, hidden, kwargs)
     visual = _visual(forward, view)
     at_end = visual.int().argsort(dim=1, stable=True)  # visual columns stand last, in order
     at = [at_end[row, view.width - n :] for row, n in enumerate(stage.before)]
     selected = {
-        row: select(forward, stage, row, source.seen(forward, layer, row, view, at[row], hidden, tables))
+        row: select(forward, stage, row, source.seen(forward, layer, row, view, at[row], hidden, blocks))
         for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True))
         if kept < n
     }
     answering = [row for row, one in selected.items() if _drops_what_answers(forward, row, at[row], one)]
+    _refuse_lost_answers(forward, answering)
     forward.answering = {**forward.answering, **dict.fromkeys(answering, layer)}
     keep = _keep(view.valid & ~visual, at, selected, answering)
     gone = [n - kept - (row in answering) for row, (n, kept) in enumerate(zip(stage.before, stage.kept, strict=True))]
@@ -45,6 +50,7 @@ def prune(
     forward.prompt = prompt.after(layer, narrowed, _scores(prompt, view, at, selected))
     forward.until = 0
     forward.captured.pop(layer, None)
+    forward.entering.pop(layer, None)
     if layer == max(prompt.stages):
         forward.embedded = None
     return gathered(_folded(hidden, at, selected, answering), narrowed, local)
@@ -67,6 +73,14 @@ def _drops_what_answers(forward: ForwardPass, row: int, at: Int[Tensor, "n"], se
     if not forward.prompt.ends_with_picture[row] or row in forward.answering:
         return False
     return not bool((selected.chosen == len(at) - 1).any())
+
+
+def _refuse_lost_answers(forward: ForwardPass, answering: Collection[int]) -> None:
+    if answering and not STATES.isdisjoint(forward.pipeline.anatomy.kinds):
+        raise PromptError(
+            "a prompt ends with its picture, and the last of its tokens, from which the answer is read, was dropped: "
+            "it would stay in the states of this decoder's linear blocks. Let words follow the picture"
+        )
 
 
 def _keep(
@@ -120,8 +134,8 @@ def restored(output: Any, prompt: Prompt, depth: int) -> Any:
 def spread(prompt: Prompt, ran: int, hidden: Tensor | None) -> Tensor | None:
     """Hidden states after `ran` blocks, each row at its prompt column."""
     view = prompt.view_at(max(ran - 1, 0))
-    if hidden is None or view is prompt.full_view:
-        return hidden
+    if hidden is None or view is prompt.full_view or hidden.shape[1] != view.width:
+        return hidden  # some decoders hand their last rows only to their last blocks
     view = view.to(hidden.device)
     hidden = hidden.masked_fill(~view.valid[..., None], 0) if view.padded else hidden
     full = hidden.new_zeros(hidden.shape[0], view.span, hidden.shape[-1])

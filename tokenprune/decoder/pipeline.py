@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..amounts import Budget
-from ..errors import BudgetError, UnsupportedModelError
+from ..errors import BudgetError, LayerError, UnsupportedModelError
 from ..model import ranks
-from ..model.anatomy import Anatomy
+from ..model.anatomy import FULL, STATES, WINDOWS, Anatomy
 from ..model.ranks import Ranks
 from ..model.taps import Live
 from ..parts.fact import Fact
@@ -58,8 +58,13 @@ class Pipeline:
         return str(self.anatomy.text._attn_implementation)
 
     def stages(self, counts: Sequence[int], before_vision: Sequence[int] | None = None) -> dict[int, Stage]:
-        """Of prompts with so many visual tokens, which were more `before_vision`. Raises what `plan_stages` raises."""
-        return plan_stages(self.recipe, self.anatomy.depth, counts, self.facts, self.budget, before_vision)
+        """Of prompts with so many visual tokens, which were more `before_vision`.
+
+        Raises what `plan_stages` raises, and LayerError for a layer that may drop nothing.
+        """
+        found = plan_stages(self.recipe, self.anatomy.depth, counts, self.facts, self.budget, before_vision)
+        _refuse_late(self.anatomy, max(found, default=0))
+        return found
 
 
 def assemble(anatomy: Anatomy, recipe: Recipe, budget: Budget | None, processor: Any, live: Live) -> Pipeline:
@@ -76,7 +81,7 @@ def assemble(anatomy: Anatomy, recipe: Recipe, budget: Budget | None, processor:
     for step in recipe.decoder_passes:
         if facts.keys() >= set(step.schedule.needs):
             with suppress(BudgetError):  # depends on the prompt: said at its prefill
-                plan(step, PlanInput(anatomy.depth, visual=1, facts=facts))
+                _refuse_late(anatomy, max(plan(step, PlanInput(anatomy.depth, visual=1, facts=facts)), default=0))
     recorder = _recorder(anatomy, recipe, live)
     vision = _vision(anatomy, recipe, budget, facts, live)
     return Pipeline(anatomy, recipe, budget, shared, processor, vision, recorder, facts)
@@ -91,11 +96,21 @@ def needed(recipe: Recipe) -> dict[str, Fact]:
 def _refuse(anatomy: Anatomy, shared: Ranks) -> None:
     """Raise UnsupportedModelError for what pruning cannot follow, whatever the prompt."""
     reason = anatomy.adapter.refuse(anatomy.config) or ranks.refuse(anatomy, shared)
-    parts = (part for block in anatomy.blocks for part in block.modules())
-    if not all(getattr(part, "is_causal", True) for part in (anatomy.text, *parts)):
+    if unknown := sorted({*anatomy.kinds} - {FULL, *WINDOWS, *STATES}):
+        reason = reason or f"nobody has followed what its blocks of {', '.join(unknown)} do with dropped columns"
+    if not getattr(anatomy.text, "is_causal", True):
         reason = reason or BOTH_WAYS
     if reason:
         raise UnsupportedModelError(f"this {anatomy.config.model_type} model cannot be pruned: {reason}")
+
+
+def _refuse_late(anatomy: Anatomy, layer: int) -> None:
+    """Raise LayerError for a layer behind which blocks read keys of blocks before it."""
+    if layer > anatomy.last_layer:
+        raise LayerError(
+            f"layer {layer} cannot drop tokens: later blocks have no keys of their own and read those of block "
+            f"{anatomy.last_layer}, which saw all tokens; prune at layer {anatomy.last_layer} or earlier"
+        )
 
 
 def _known_facts(anatomy: Anatomy, recipe: Recipe, shared: Ranks) -> dict[str, Any]:

@@ -45,10 +45,12 @@ class ForwardPass:
         cache: as the blocks get it: the model may make it between its base and its decoder.
         taps: hooks for the length of this pass.
         captured: by layer, projections of the block before the stage there.
+        entering: by layer, the arguments that the model gave the block before the stage there.
         embedded: what entered block 0, until the last stage is over.
-        held: by what blocks see of the conversation (`view_layers`), as are rotary tables.
-        until: the next stage of the conversation: blocks before it get the same arguments.
-        changed: those that pruning makes, for these blocks; None leaves them.
+        held: by what blocks see of the conversation (`view_layers`).
+        rotary: new positions, if any, and tables, by that and the block's layer type.
+        until: the next stage of the conversation: blocks of one layer type before it see alike.
+        changed: arguments that pruning makes for these blocks, by layer type; None leaves them.
         flags: whether parts kept their word, asked at the end with one sync.
         answering: of prompts that end with their picture, the layer where the last token was dropped. The answer is
             read from it: it goes on to the end of this pass, as the columns of text do, and only then out of sight.
@@ -62,11 +64,12 @@ class ForwardPass:
     cache: Any = None
     taps: Taps | None = None
     captured: dict[int, dict[str, Float[Tensor, "b k *w"]]] = field(default_factory=dict)
+    entering: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     embedded: Float[Tensor, "b k d"] | None = None
     held: dict[ViewLayers, Held] = field(default_factory=dict)
-    rotary: dict[ViewLayers, RotaryTables] = field(default_factory=dict)
+    rotary: dict[tuple[ViewLayers, str], tuple[Int[Tensor, "b k"] | None, RotaryTables]] = field(default_factory=dict)
     until: int = 0
-    changed: Mapping[str, Any] | None = None
+    changed: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
     flags: list[guard.Flag] = field(default_factory=list)
     answering: Mapping[int, int] = field(default_factory=dict)
     as_unpruned: bool = False

@@ -5,21 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import PromptError
+from ..errors import PromptError, ScorerError
 from ..parts import guard
-from ..parts.attention import Attention, RotaryTables
+from ..parts.attention import Attention, RotaryTables, of_tables
 from ..seen.prompt import Block, Name, Seen
 from ..seen.vision import Vision
 from ..state import cache as caches
 from ..state.prompt import Prompt
 from ..state.view import View
+from . import inputs, visibility
 from .run import ForwardPass
+
+
+class Given(NamedTuple):
+    """What a block was given, or is about to be.
+
+    Attributes:
+        number: of the block.
+        tables: rotary tables of the view before the stage.
+        mask: the model's own, of the whole prompt.
+    """
+
+    number: int
+    tables: RotaryTables
+    mask: Any
+
+
+def arguments_of(
+    forward: ForwardPass, layer: int, hidden: Float[Tensor, "b k d"], kwargs: Mapping[str, Any]
+) -> dict[Block, Given]:
+    """Of the blocks before and behind the stage at a layer; `kwargs` are what the model hands to the one behind."""
+    kinds, before = forward.pipeline.anatomy.kinds, forward.entering.get(layer, kwargs)
+
+    def given(number: int, kwargs: Mapping[str, Any]) -> Given:
+        _, tables = visibility.rotary(forward, layer - 1, kinds[number], hidden, kwargs)
+        return Given(number, tables, kwargs.get("attention_mask"))
+
+    return {"previous": given(max(layer - 1, 0), before), "next": given(layer, kwargs)}
 
 
 def seen(
@@ -29,7 +57,7 @@ def seen(
     view: View,
     at: Int[Tensor, "n"],
     hidden: Float[Tensor, "b k d"],
-    tables: RotaryTables,
+    blocks: Mapping[Block, Given],
 ) -> Seen:
     """One prompt of a batch, pads and drafts left out.
 
@@ -38,7 +66,7 @@ def seen(
         view: what is there before the stage at `layer`.
         at: columns of the view that hold the prompt's visual tokens.
         hidden: states entering block `layer`.
-        tables: rotary tables of the view's columns.
+        blocks: what those before and behind the stage were given.
     """
     prompt = forward.prompt
     real = view.columns(row, prompt.drafts)
@@ -47,7 +75,7 @@ def seen(
     rank = view.valid[row].cumsum(0) - 1  # column of the view -> place among the real ones
     place = prompt.full_view.valid[row].cumsum(0) - 1  # column of the prompt -> place among its real ones
     ids = prompt.ids[row][every]
-    cos, sin = (table[min(row, len(table) - 1)].to(hidden.device)[real] for table in tables)
+    captured = forward.captured.get(layer, {})
     return Seen(
         layer=layer,
         keep=prompt.stages[layer].kept[row],
@@ -56,9 +84,7 @@ def seen(
         visual=rank[at],
         question=prompt.question[row] - prompt.drafts,
         states=states,
-        source=ModelSource(
-            forward, prompt, layer, row, real, every, states, rank[at], (cos, sin), forward.captured.get(layer, {})
-        ),
+        source=ModelSource(forward, prompt, layer, row, view, real, every, states, rank[at], blocks, captured),
     )
 
 
@@ -71,11 +97,12 @@ class ModelSource:
         prompt: as it was before the stage.
         layer: blocks that already ran.
         row: of the batch.
-        real: the prompt's columns, in the view before the stage.
+        view: before the stage.
+        real: the prompt's columns in it.
         every: the prompt's columns, in the whole prompt.
         states: p columns entering block `layer`.
         visual: which of them are visual tokens.
-        tables: cos and sin of the p columns.
+        blocks: what those before and behind the stage were given.
         captured: outputs of the projections of block `layer - 1`.
     """
 
@@ -83,41 +110,51 @@ class ModelSource:
     prompt: Prompt
     layer: int
     row: int
+    view: View
     real: slice | Int[Tensor, "p"]
     every: slice | Int[Tensor, "s"]
     states: Float[Tensor, "p d"]
     visual: Int[Tensor, "n"]
-    tables: tuple[Float[Tensor, "p dh"], Float[Tensor, "p dh"]]
+    blocks: Mapping[Block, Given]
     captured: Mapping[str, Float[Tensor, "b k *w"]]
 
-    def _number(self, block: Block) -> int:
-        return self.layer if block == "next" else max(self.layer - 1, 0)
-
     def _attention(self, block: Block) -> Attention:
-        return self.forward.pipeline.anatomy.attention(self._number(block))
+        anatomy, number = self.forward.pipeline.anatomy, self.blocks[block].number
+        if (found := anatomy.attention(number)) is not None:
+            return found
+        behind = int(block == "previous")
+        layers = [b + behind for b in range(anatomy.depth - behind) if anatomy.attention(b) is not None]
+        raise ScorerError(
+            f"at layer {self.layer} block {number} ({anatomy.kinds[number]}) has no queries, keys or values to read: "
+            f"prune at one of the layers {', '.join(map(str, layers))}, or use a scorer of hidden states such as "
+            "diversity"
+        )
 
     def project(self, block: Block, name: Name, rows: Tensor | None) -> Tensor | None:
         """The last block's as the model computed them; the next one's are computed now, for the rows asked."""
+        if block == "previous" and not self.layer:
+            return None
         attention, ranks = self._attention(block), self.forward.pipeline.ranks
         if block == "next":
             given = attention.project(name, self.states if rows is None else self.states[rows])
-        elif self.layer:
+        else:
             mine = self.captured[name][self.row][self.real]
             given = guard.own(mine) if rows is None else mine[rows]
-        else:
-            return None
-        return ranks.all_heads(name, attention.heads(given))
+        return ranks.all_heads(name, attention.heads(name, given))
 
     def rotate(self, block: Block, states: Tensor, rows: Tensor | None) -> Tensor:
-        cos, sin = self.tables if rows is None else (table[rows] for table in self.tables)
-        return self._attention(block).rotate(states, cos, sin)
+        def mine(table: Tensor) -> Tensor:
+            found = table[min(self.row, len(table) - 1)].to(states.device)[self.real]
+            return found if rows is None else found[rows]
+
+        return self._attention(block).rotate(states, of_tables(mine, self.blocks[block].tables))
 
     def scaling(self, block: Block) -> float:
         return self._attention(block).scaling
 
     def past(self, block: Block) -> tuple[Tensor, Tensor] | None:
         """From the cache, where the last block has put the keys of this pass already."""
-        forward, number, device = self.forward, self._number(block), self.states.device
+        forward, number, device = self.forward, self.blocks[block].number, self.states.device
         if not self.prompt.start:
             return None
         keys = caches.keys(forward.cache, number, self.row, device)
@@ -128,6 +165,22 @@ class ModelSource:
         mask = self.prompt.mask(number, forward.given.mask, forward.given.total, device)
         counts = counts if mask is None else mask[self.row, : keys.shape[1]]
         return forward.pipeline.ranks.all_heads("keys", keys), counts
+
+    def allowed(self, block: Block, rows: Int[Tensor, "r"]) -> Bool[Tensor, "r c+p"] | None:
+        """As the model's own mask has it, if it made one."""
+        own = self.blocks[block].mask
+        if not isinstance(own, Tensor) or own.ndim != 4:
+            return None
+        prompt, given = self.prompt, self.forward.given
+        assert given is not None
+        columns = self.view.index[self.row][self.real]
+        mine = inputs.as_bool(own[min(self.row, len(own) - 1), 0].index_select(0, columns[rows].to(own.device)))
+        held = prompt.start + columns.to(own.device)
+        if prompt.earlier is not None:
+            before = prompt.earlier.columns_held(self.blocks[block].number, prompt.start, own.device)
+            held = torch.cat([before[self.row], held])
+        at = held - visibility.own_offset(self.forward, own)
+        return (mine[:, at.clamp_min(0)] & (at >= 0) & (held >= 0)).to(self.states.device)
 
     def norm(self, states: Tensor) -> Tensor:
         return self.forward.pipeline.anatomy.norm(states)

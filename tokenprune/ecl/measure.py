@@ -17,9 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import ops
+from ..errors import UnsupportedModelError
 from ..model.ranks import Ranks
 from ..model.taps import Taps
 from ..parts.adapter import Adapter
+from ..parts.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -88,21 +90,24 @@ def layer_spectra(
         return row, marked[row].nonzero()[:, 0]
 
     found: dict[str, list[Tensor]] = {name: [] for name in states}
-    blocks = adapter.blocks(decoder)
+    attentions = [adapter.attention(block) for block in adapter.blocks(decoder)]
 
-    def measure(name: str, output: Tensor) -> None:
+    def measure(attention: Attention, name: str, output: Tensor) -> None:
         row, columns = where()
-        mine = output[row, columns.to(output.device)]
-        if ranks is not None:
-            heads = ranks.all_heads(name, adapter.attention(blocks[0]).heads(mine))
-            mine = rearrange(heads, "h n dh -> n (h dh)")
-        found[name].append(ops.layer_spectrum(mine).cpu())
+        heads = attention.heads(name, output[row, columns.to(output.device)])
+        heads = heads if ranks is None else ranks.all_heads(name, heads)
+        found[name].append(ops.layer_spectrum(rearrange(heads, "h n dh -> n (h dh)")).cpu())
 
     thread = threading.get_ident()
     with closing(Taps(lambda: threading.get_ident() == thread)) as taps:
-        for block in blocks:
+        for number, attention in enumerate(attentions):
+            if attention is None:
+                raise UnsupportedModelError(
+                    f"block {number} has no queries and keys, and an entropy is measured of those of every block: give "
+                    "a layer, by a schedule such as fixed"
+                )
             for name in states:
-                taps.after(adapter.attention(block).modules[name], partial(measure, name))
+                taps.after(attention.modules[name], partial(measure, attention, name))
         run()
     return found
 

@@ -74,7 +74,8 @@ def fingerprint(model: Any, adapter: Adapter) -> str | None:
     blocks = adapter.blocks(adapter.decoder(adapter.base(model)))
     digest = hashlib.sha256(f"{model.config.model_type} {len(blocks)}".encode())
     for block in (blocks[0], blocks[len(blocks) // 2], blocks[-1]):
-        for projection in adapter.attention(block).modules.values():
+        attention = adapter.attention(block)
+        for projection in attention.modules.values() if attention else ():
             weight = parallel.whole(projection.weight)
             if weight.is_meta:
                 return None

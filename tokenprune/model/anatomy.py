@@ -16,6 +16,15 @@ from ..parts.adapter import Adapter
 from ..parts.attention import Attention, RotaryTables
 from ..registry import registry
 
+FULL = "full_attention"
+"""The layer type of blocks where each column sees every one up to its own."""
+
+WINDOWS = frozenset({"sliding_attention", "chunked_attention"})
+"""Layer types of blocks where a column sees some of those up to its own, as their masks say."""
+
+STATES = frozenset({"linear_attention", "conv"})
+"""Layer types of blocks that keep a state instead of columns: what went through them cannot be hidden later."""
+
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
@@ -27,6 +36,8 @@ class Anatomy:
         base: the module whose forward takes `input_ids` and pictures, and calls the decoder.
         decoder: the text decoder.
         blocks: decoder blocks, first to last.
+        kinds: the layer type of each block.
+        holders: for each block, the number of the block whose keys and values it reads.
     """
 
     model: nn.Module
@@ -34,6 +45,8 @@ class Anatomy:
     base: nn.Module
     decoder: nn.Module
     blocks: tuple[nn.Module, ...]
+    kinds: tuple[str, ...]
+    holders: tuple[int, ...]
 
     @classmethod
     def of(cls, model: nn.Module, adapter: Adapter | None = None) -> Anatomy:
@@ -46,7 +59,8 @@ class Anatomy:
         adapter = registry().adapter(model.config) if adapter is None else adapter
         base = adapter.base(model)
         decoder = adapter.decoder(base)
-        return cls(model, adapter, base, decoder, tuple(adapter.blocks(decoder)))
+        blocks, kinds = tuple(adapter.blocks(decoder)), adapter.kinds(decoder)
+        return cls(model, adapter, base, decoder, blocks, kinds, adapter.holders(decoder))
 
     @property
     def config(self) -> Any:
@@ -76,17 +90,32 @@ class Anatomy:
         """Which columns are placeholders of picture or video tokens."""
         return self.adapter.visual(self.config, ids)
 
-    def attention(self, block: int) -> Attention:
-        """Of a block, as it is now: projections may have been wrapped since."""
+    @property
+    def uniform(self) -> bool:
+        """Whether all blocks see every column up to their own."""
+        return {*self.kinds} == {FULL}
+
+    @cached_property
+    def last_layer(self) -> int:
+        """The last layer that may drop columns: blocks behind it read keys of blocks before it."""
+        shared = [holder for number, holder in enumerate(self.holders) if holder != number]
+        return min(shared, default=self.depth - 1)
+
+    def sees_both_ways(self, block: int) -> bool:
+        """Whether a block lets every column see every other where it gets no mask."""
+        return not all(getattr(part, "is_causal", True) for part in self.blocks[block].modules())
+
+    def attention(self, block: int) -> Attention | None:
+        """Of a block, as it is now: projections may have been wrapped since. None where it cannot be read."""
         return self.adapter.attention(self.blocks[block])
 
     def norm(self, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
         """The decoder's final norm."""
         return self.adapter.norm(self.decoder, hidden)
 
-    def rotary(self, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
+    def rotary(self, hidden: Tensor, positions: Int[Tensor, "b s"], kind: str = FULL) -> RotaryTables | None:
         """Tables for new positions, or None if this family's positions cannot be numbered anew."""
-        return self.adapter.rotary(self.decoder, hidden, positions)
+        return self.adapter.rotary(self.decoder, hidden, positions, kind)
 
     def placeholders(self, device: torch.device) -> Int[Tensor, "m"]:
         """The token ids that stand for pictures."""

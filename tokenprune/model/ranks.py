@@ -82,7 +82,9 @@ def _broken_heads(anatomy: Anatomy) -> bool:
     """Whether this rank holds a part of a head; found by projecting one row of zeros."""
     weight = next(anatomy.blocks[0].parameters())
     row = torch.zeros(1, anatomy.text.hidden_size, dtype=weight.dtype, device=weight.device)
-    attention = anatomy.attention(0)
+    attention = next((found for b in range(anatomy.depth) if (found := anatomy.attention(b)) is not None), None)
+    if attention is None:
+        return False
     return any(attention.project(name, row).numel() % attention.size for name in attention.modules)
 
 

@@ -59,32 +59,59 @@ class Adapter(ABC):
     def base(self, model: nn.Module) -> nn.Module:
         """The innermost module around the decoder whose forward takes pictures. The model may be wrapped."""
         owner = next((part for part in model.modules() if hasattr(part, "get_decoder")), model)  # wrappers may not
-        decoder = owner.get_decoder()  # type: ignore[operator]
+        decoder = self.decoder(owner)
         path = next((name for name, module in model.named_modules() if module is decoder), "")
         around = [model, *(model.get_submodule(path[:i]) for i, letter in enumerate(path) if letter == ".")]
         return next((module for module in reversed(around) if _takes_pictures(module)), model)
 
     def decoder(self, base: nn.Module) -> nn.Module:
         """The text decoder; it has `.config`."""
-        return base.get_decoder()  # type: ignore[operator]
+        found: Any = base.get_decoder()  # type: ignore[operator]
+        while not hasattr(found, "layers") and hasattr(found, "model"):
+            found = found.model  # a decoder with a head of its own
+        return found
 
     def blocks(self, decoder: nn.Module) -> list[nn.Module]:
         """Decoder blocks, first to last."""
         return list(decoder.layers)  # type: ignore[arg-type]
 
-    def attention(self, block: nn.Module) -> Attention:
-        """A block's attention."""
+    def attention(self, block: nn.Module) -> Attention | None:
+        """A block's attention; None where its queries and keys cannot be read (linear attention, a convolution)."""
         return Attention.of(block)
+
+    def kinds(self, decoder: nn.Module) -> tuple[str, ...]:
+        """The layer type of each block, in transformers' words: those of one type get the same mask and tables."""
+        config, blocks = decoder.config, self.blocks(decoder)
+        if found := getattr(config, "layer_types", None):
+            return tuple(found[: len(blocks)])
+        kind = "sliding" if getattr(config, "sliding_window", None) else "full"
+        return (f"{kind}_attention",) * len(blocks)
+
+    def holders(self, decoder: nn.Module) -> tuple[int, ...]:
+        """For each block, the number of the block whose keys and values it reads: its own, unless they are shared."""
+        latest: dict[str, int] = {}
+        found = []
+        for number, (block, kind) in enumerate(zip(self.blocks(decoder), self.kinds(decoder), strict=True)):
+            if not getattr(getattr(block, "self_attn", None), "is_kv_shared_layer", False):
+                latest[kind] = number
+            found.append(latest[kind])
+        return tuple(found)
 
     def norm(self, decoder: nn.Module, hidden: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
         """The decoder's final norm."""
         return decoder.norm(hidden)  # type: ignore[operator]
 
-    def rotary(self, decoder: nn.Module, hidden: Tensor, positions: Int[Tensor, "b s"]) -> RotaryTables | None:
-        """Rotary tables for new positions, or None if the family's positions cannot be renumbered (M-RoPE)."""
-        if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
+    def rotary(
+        self, decoder: nn.Module, hidden: Tensor, positions: Int[Tensor, "b s"], kind: str = "full_attention"
+    ) -> RotaryTables | None:
+        """Rotary tables for new positions, for blocks of a layer type, or None if the family's positions cannot be
+        renumbered (M-RoPE, or learned ones).
+        """
+        own: Any = getattr(decoder, "rotary_emb", None)
+        if own is None or "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
             return None  # positions are places in a picture
-        return decoder.rotary_emb(hidden, position_ids=positions)  # type: ignore[operator]
+        more = {"layer_type": kind} if "layer_type" in inspect.signature(own.forward).parameters else {}
+        return own(hidden, position_ids=positions, **more)
 
     def additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[int, Float[Tensor, "b s d"]]]:
         """What the decoder itself adds to hidden states between its blocks (deepstack features, say).
@@ -104,11 +131,11 @@ class Adapter(ABC):
         return mask
 
     def refuse(self, config: Any) -> str | None:
-        """Why this decoder cannot be pruned (a sliding window, say), or None."""
-        text = config.get_text_config()
-        kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-        if getattr(text, "sliding_window", None) is not None or kinds:
-            return "its decoder uses a sliding attention window, which would slide over dropped tokens"
+        """Why this decoder cannot be pruned, or None."""
+        return None
+
+    def longest(self, config: Any) -> int | None:
+        """The columns of the longest conversation that can be pruned, where blocks count positions by themselves."""
         return None
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:

@@ -38,6 +38,9 @@ class Source(Protocol):
     def past(self, block: Block) -> tuple[Float[Tensor, "h c dh"], Bool[Tensor, "c"]] | None:
         """Keys of earlier turns with RoPE, and which of these count; None in a first turn."""
 
+    def allowed(self, block: Block, rows: Int[Tensor, "r"]) -> Bool[Tensor, "r c+p"] | None:
+        """Which columns, of earlier turns and of the p, some of the p see in a block; None: all up to their own."""
+
     def norm(self, states: Float[Tensor, "p d"]) -> Float[Tensor, "p d"]:
         """The decoder's final norm."""
 
@@ -84,6 +87,9 @@ class Plain:
         return self.scale
 
     def past(self, block: Block) -> None:
+        return None
+
+    def allowed(self, block: Block, rows: Tensor) -> None:
         return None
 
     def norm(self, states: Tensor) -> Tensor:
@@ -247,7 +253,8 @@ class Seen:
             self.rotated_keys if block == "previous" else self.rotate(self._project(block, "keys", None), None, block)
         )
         asked = self.rotate(self._project(block, "queries", rows), rows, block)
-        weights = ops.attention_rows(asked, keys, rows, self.source.scaling(block), self.source.past(block))
+        past, allowed = self.source.past(block), self.source.allowed(block, rows)
+        weights = ops.attention_rows(asked, keys, rows, self.source.scaling(block), past, allowed)
         return weights[..., self.visual]
 
     def _rows(self, queries: Literal["last", "text"] | Sequence[int] | Tensor) -> Int[Tensor, "r"]:

@@ -1,8 +1,8 @@
-"""A cache that was pruned: its first layer owns the Prompt and reports the length the caller believes in."""
+"""A cache that was pruned: its first layers own the Prompt and report the length the caller believes in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache as memo
 from typing import Any
 
@@ -14,11 +14,12 @@ from .prompt import Prompt, ViewLayers
 
 
 class PromptOwner:
-    """Mixin for the first layer of a cache.
+    """Mixin for the layers of a cache that callers ask for its length: the first with columns, and the first of those
+    with and without a window, by which transformers sizes its masks.
 
     The state lives in the cache, so it goes wherever the cache goes: kept between turns, deep-copied, reordered by
-    beams, freed with it. Two conversations on one model can never mix. If the first layer itself was pruned, its
-    length still counts the dropped columns: callers slice follow-up turns and number positions by it.
+    beams, freed with it. Two conversations on one model can never mix. If such a layer itself was pruned, its
+    length still counts the dropped columns: callers slice follow-up turns, number positions and make masks by it.
 
     A pruned cache goes on only where a pruning block follows: anywhere else the model would make masks and positions
     for columns that are not there.
@@ -33,7 +34,8 @@ class PromptOwner:
     first_pruned: int | None
     """`Prompt.first_pruned`. This and `missing` are asked in code that torch.compile traces."""
     missing: int
-    """`Prompt.missing`."""
+    """`Prompt.missing` of this layer's block."""
+    block: int
     active: bool = False  # by a pruning block, for the length of a pass
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
@@ -50,6 +52,13 @@ class PromptOwner:
 
     def physical_length(self) -> int:
         return super().get_seq_length()  # type: ignore[misc]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        window = getattr(self, "sliding_window", None)
+        if window is None:
+            return super().get_mask_sizes(query_length)  # type: ignore[misc]
+        before = min(self.get_seq_length(), window - 1)  # as if it held its last columns
+        return before + query_length, self.get_seq_length() - before
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -94,7 +103,7 @@ class PromptOwner:
     def own(self, prompt: Prompt | None) -> None:
         self.prompt, self.fixed = prompt, {}
         self.first_pruned = None if prompt is None else prompt.first_pruned
-        self.missing = 0 if prompt is None else prompt.missing
+        self.missing = 0 if prompt is None else prompt.missing(self.block)
         if prompt is not None and self.is_compileable:
             self.fixed = prompt.in_static_cache(self.max_cache_len, self.keys.device)
 
@@ -109,38 +118,60 @@ def _owner_type(layer_type: type) -> type:
 
 
 def own(cache: Any, prompt: Prompt) -> None:
-    """Let the cache own the prompt: its first layer becomes one that knows it, around the same tensors."""
-    layer: Any = cache.layers[0]
-    if not isinstance(layer, PromptOwner):
-        owner: Any = object.__new__(_owner_type(layer.__class__))
-        owner.__dict__.update(layer.__dict__)
-        cache.layers[0] = layer = owner
-    layer.own(prompt)
+    """Let the cache own the prompt: its first layers become ones that know it, around the same tensors."""
+    for block in _first(cache.layers):
+        layer: Any = cache.layers[block]
+        if not isinstance(layer, PromptOwner):
+            owner: Any = object.__new__(_owner_type(layer.__class__))
+            owner.__dict__.update(layer.__dict__)
+            owner.block = block
+            cache.layers[block] = layer = owner
+        layer.own(prompt)
+
+
+def _first(layers: Sequence[Any]) -> list[int]:
+    """The first layer that keeps columns, and the first of those with and without a window."""
+    found: dict[bool, int] = {}
+    for number, layer in enumerate(layers):
+        if getattr(layer, "keys", None) is not None:
+            found.setdefault(bool(getattr(layer, "is_sliding", False)), number)
+    return sorted(found.values())
+
+
+def _owner(cache: Any) -> PromptOwner | None:
+    """The first layer that keeps columns, if a prompt owns the cache. torch.compile traces this."""
+    for layer in getattr(cache, "layers", None) or ():
+        if isinstance(layer, PromptOwner):
+            return layer
+        if getattr(layer, "keys", None) is not None:
+            return None
+    return None
 
 
 def fixed(cache: Any) -> Mapping[ViewLayers, tuple[Tensor, Tensor | None]]:
     """Of a static cache that is owned: `Prompt.in_static_cache`."""
-    found: Mapping[ViewLayers, tuple[Tensor, Tensor | None]] = cache.layers[0].fixed
-    return found
+    owner = _owner(cache)
+    assert owner is not None
+    return owner.fixed
 
 
 def owned(cache: Any) -> Prompt | None:
     """The prompt that owns this cache, or None."""
-    layers = getattr(cache, "layers", None)
-    return getattr(layers[0], "prompt", None) if layers else None
+    owner = _owner(cache)
+    return None if owner is None else owner.prompt
 
 
 def first_pruned(cache: Any) -> int | None:
     """The first block that lacks columns of the conversation in this cache, or None."""
-    layers = getattr(cache, "layers", None)
-    return getattr(layers[0], "first_pruned", None) if layers else None
+    owner = _owner(cache)
+    return None if owner is None else owner.first_pruned
 
 
 def mark_active(cache: Any, active: bool) -> None:
     """Say whether a pruning block follows the pass that this cache is in."""
-    layers = getattr(cache, "layers", None)
-    if layers and isinstance(layers[0], PromptOwner):
-        layers[0].active = active
+    for layer in getattr(cache, "layers", None) or ():
+        if isinstance(layer, PromptOwner):
+            layer.active = active
 
 
 def length(layer: Any) -> Any:
@@ -165,7 +196,16 @@ def keys(cache: Any, block: int, row: int, device: torch.device) -> Tensor:
 
 def room(cache: Any) -> int | None:
     """The columns that a static cache is made for; None for caches that grow."""
-    return cache.layers[0].max_cache_len if getattr(cache, "is_compileable", False) else None
+    for layer in cache.layers if getattr(cache, "is_compileable", False) else ():  # torch.compile traces this
+        if hasattr(layer, "max_cache_len"):
+            return int(layer.max_cache_len)
+    return None
+
+
+def window(cache: Any, block: int) -> int | None:
+    """Of how many columns, its own included, a block's cache keeps those that a new one sees; None for all."""
+    layers = getattr(cache, "layers", ())
+    return getattr(layers[block], "sliding_window", None) if block < len(layers) else None
 
 
 class PhysicalLength:

@@ -207,10 +207,9 @@ class Prompt:
         steps = (prompt.stages[layer].step for prompt in self.conversation() for layer in prompt.views)
         return not any(view.padded for view in views) and all(step.positions == "original" for step in steps)
 
-    @cached_property
-    def missing(self) -> int:
-        """Columns that the first cache layer does not hold although the caller counts them."""
-        return sum(prompt.full_view.width - prompt.view_at(0).width for prompt in self.conversation())
+    def missing(self, block: int) -> int:
+        """Columns that a block does not hold although the caller counts them."""
+        return sum(prompt.full_view.width - prompt.view_at(block).width for prompt in self.conversation())
 
     def view_layers(self, block: int) -> ViewLayers:
         """`view_layer` of every prompt of the conversation."""

@@ -22,7 +22,7 @@ def build() -> Any:
         interleave_moe_layer_step=2,
         num_local_experts=4,
         num_experts_per_tok=1,
-        floor_scale=8,
+        floor_scale=128,
         attn_scale=0.5,
     )
     vision = {
