@@ -141,7 +141,7 @@ $(VENV)/base $(FLOOR)/base: pyproject.toml constraints.txt Makefile
 	@sed '$(PINS)' constraints.txt > $(@D)/constraints.txt
 	$(call install,$(@D),-e .,tokenprune.api tokenprune.cli)
 
-$(VENV)/dev $(FLOOR)/dev: %/dev: %/base %/int8/ready $(PLUGINS:=/pyproject.toml)
+$(VENV)/dev $(FLOOR)/dev: %/dev: %/base %/int8/ready %/vision/ready $(PLUGINS:=/pyproject.toml)
 	$(call install,$(@D),-e ".[dev]" $(PLUGINS:%=-e %),hatch_fancy_pypi_readme hatchling hypothesis ipykernel \
 	matplotlib.pyplot mypy nbclient peft pytest ruff scipy sklearn tokenprune_knorm tokenprune_papers tokenprune_tower)
 
@@ -154,6 +154,12 @@ $(VENV)/release: $(VENV)/dev
 # Apart: where it lies beside transformers, every command imports it.
 $(VENV)/int8/ready $(FLOOR)/int8/ready: %/int8/ready: %/base
 	$(call beside,$(@D),$*,--no-deps torchao,torchao)
+
+# Apart: it does not fit a CPU build of torch, and transformers takes it wherever it is found. How processes of tests
+# get it all the same is in tests/support/torchvision_ops.py.
+$(VENV)/vision/ready $(FLOOR)/vision/ready: export PYTHONPATH := $(CURDIR)/tests/support
+$(VENV)/vision/ready $(FLOOR)/vision/ready: %/vision/ready: %/base
+	$(call beside,$(@D),$*,--no-deps torchvision,torchvision_ops torchvision.transforms.v2.functional)
 
 # Apart, and lmms-eval without its dependencies: they bring a second torch, and a torchvision that breaks beside a CPU
 # build.

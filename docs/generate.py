@@ -17,7 +17,7 @@ from tokenprune.cli import app
 from tokenprune.lab.catalog import summary
 from tokenprune.lab.costs import cost, spell
 from tokenprune.lab.defaults import SHAPE, TEXT
-from tokenprune.plan.cost import visual_tokens
+from tokenprune.plan.shapes import visual_tokens
 from tokenprune.recipe import load, presets, registered, source
 from tokenprune.registry import DISTRIBUTION, KINDS, Entry, registry
 

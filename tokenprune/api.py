@@ -169,7 +169,8 @@ class Pruning:
         layer = _one_of("stage", max(state.views) if stage is None else stage, list(state.views))
         _one_of("prompt", prompt, range(len(state.ids)))
         processor = self._pruner.processor if processor is None else processor
-        places = drawing.placed(
+        placed = partial(
+            drawing.placed,
             self._pruner.anatomy.adapter,
             self._pruner.anatomy.config,
             state.ids,
@@ -177,9 +178,10 @@ class Pruning:
             inputs or {},
             prompt,
             processor,
-            drawing.sizes(shown, prompt, picture),
         )
-        place = places[_one_of(f"picture of prompt {prompt}", picture, range(len(places)))]
+        places = placed()
+        number = places[_one_of(f"picture of prompt {prompt}", picture, range(len(places)))].number
+        place = placed((*[None] * number, drawing.size(shown)))[picture]  # only this one is there to be measured
         view = state.views[layer]
         if scores and layer not in state.scores:
             raise TokenpruneError("scores of stages inside the vision tower are not kept: leave scores out")

@@ -22,7 +22,8 @@ from tokenprune.lab import random_models as shapes
 from tokenprune.lab.bench import HEADER, UNPRUNED, Bench, Flops, Measured, Run, Stopwatch, table, told, watched
 from tokenprune.lab.loading import encode, load_model, without_pixels
 from tokenprune.lab.pico.scenes import held_out
-from tokenprune.plan.cost import PUBLISHED, DecoderSize
+from tokenprune.plan.cost import DecoderSize
+from tokenprune.plan.shapes import PUBLISHED
 from tokenprune.recipe import load
 
 ENTROPY = {"name": "entropy", "prune": [{"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 0.3}}]}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from families import FAMILIES, ONE, inputs, model
+from families import EVERY, ONE, inputs, model
 from masking import hidden_by_mask
 from PIL import Image
 
@@ -56,17 +56,17 @@ def test_windows_cover_the_picture() -> None:
     assert two[1].tokens == tuple(range(N, 2 * N))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_windows_of_every_family(family: str) -> None:
-    """Every token with a place is in one window; of LLaVA-NeXT, newlines have none."""
+    """Every token with a place is in one window; newlines have none."""
     lm, given = model(family), inputs(family, ONE)
     adapter = registry().adapter(lm.config)
-    cut = horizon.windows(adapter, lm.config, given, 2)
+    cut = horizon.windows(adapter, lm.config, given, 2, sizes=((64, 64),))
     tokens = sorted(token for window in cut for token in window.tokens)
     n = int(adapter.visual(lm.config, given["input_ids"]).sum())
     assert len(tokens) == len(set(tokens)) <= n
     assert tokens[-1] < n
-    assert (len(tokens) < n) == (family == "llava_next")
+    assert (len(tokens) < n) == (family in ("llava_next", "llava_next_video", "llava_onevision"))
 
 
 def test_information_equals_a_slow_loop_with_masks() -> None:

@@ -17,7 +17,8 @@ from tokenprune.errors import TokenpruneError, UnknownNameError
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.lab import random_models
 from tokenprune.parts.scheduler import PlanInput
-from tokenprune.plan.cost import PUBLISHED, DecoderSize, geometry, published, visual_tokens
+from tokenprune.plan.cost import DecoderSize
+from tokenprune.plan.shapes import PUBLISHED, geometry, published, visual_tokens
 from tokenprune.registry import Entry, registry
 
 LLAVA = PUBLISHED["llava-1.5-7b"]

@@ -12,7 +12,8 @@ from families import DEPTH, inputs, model
 from fitted import fitted
 from papers_reference import HEADS, KINDS, best_first, draw, fitprune, fitprune_losses
 
-from tokenprune.plan.cost import PUBLISHED, DecoderSize
+from tokenprune.plan.cost import DecoderSize
+from tokenprune.plan.shapes import PUBLISHED
 from tokenprune.plan.stages import plan_stages
 from tokenprune.recipe import load
 

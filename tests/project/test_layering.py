@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "registry": {"errors", "parts"},
     "recipe": {"errors", "parts", "registry", "seen"},
     "families": {"errors", "parts", "seen"},
-    "plan": {"amounts", "errors", "families", "parts", "recipe", "registry"},
+    "plan": {"amounts", "errors", "families", "parts", "recipe", "registry", "shipped"},
     "state": {"errors", "ops", "plan"},
     "model": {"errors", "parts", "plan", "registry"},
     "ecl": {"errors", "model", "ops", "outputs", "parts", "shipped"},
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "builtin": {"amounts", "ecl", "errors", "families", "ops", "parts", "registry", "seen", "shipped"},
     "show": {"errors", "parts", "plan", "state"},
     "api": {"amounts", "errors", "outputs", "plan", "pruner", "recipe", "registry", "show", "state", "version"},
+    "verify": {"errors"},
     "contract": {"api", "builtin", "errors", "families", "model", "parts", "recipe", "registry", "seen", "state"},
     "lab": {"amounts", "api", "builtin", "ecl", "errors", "model", "ops", "outputs", "parts", "plan", "recipe"}
     | {"registry", "seen", "show"},
@@ -107,7 +108,7 @@ def test_families_are_known_to_their_files_only(path: Path) -> None:
             assert not (node.module or "").startswith("transformers.models")
 
 
-FAMILIES = ("llava", "qwen")
+FAMILIES = ("llava", "qwen", "glm4", "video_llama")
 """What the names of the families have in common: their model types, classes and published models."""
 
 

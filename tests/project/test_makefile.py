@@ -98,9 +98,11 @@ def test_an_environment_is_checked_by_what_it_is_for(checkout: Checkout) -> None
     imports = {word for line in asked if line.startswith("import ") for word in line.split()[1:]}
     assert asked[0] == "-c .venv/constraints.txt -e ."
     assert asked[1].startswith("import tokenprune.")
-    assert len([line for line in asked if line.startswith("import ")]) == 7  # base, int8, dev, docs, release, web, eval
+    assert len([line for line in asked if line.startswith("import ")]) == 8
+    # base, int8, vision, dev, docs, release, web, eval
     assert {
         "torchao",
+        "torchvision_ops",
         "pytest",
         "mkdocs",
         "twine",
@@ -182,12 +184,12 @@ def test_what_cannot_be_imported_is_not_ready(checkout: Checkout) -> None:
     assert not (checkout / ".venv/half").exists()
 
 
-@pytest.mark.parametrize("name", [".venv-web", ".venv-eval", ".venv/int8"])
+@pytest.mark.parametrize("name", [".venv-web", ".venv-eval", ".venv/int8", ".venv/vision"])
 @pytest.mark.parametrize(
     "does", [{"PIP": "exit 1"}, {"PIP": KILLED}, {"IMPORT": "exit 1"}], ids=["failed", "killed", "import"]
 )
 def test_a_folder_of_packages_is_whole_or_the_old_one(checkout: Checkout, name: str, does: dict[str, str]) -> None:
-    below = ".venv/base" if name == ".venv/int8" else ".venv/dev"
+    below = ".venv/base" if name.startswith(".venv/") else ".venv/dev"
     assert checkout.make(below).returncode == 0
     shutil.rmtree(checkout / name, ignore_errors=True)
     assert checkout.make(f"{name}/ready", **does).returncode != 0
@@ -218,8 +220,8 @@ def test_what_is_newer_than_the_stamp_is_installed(checkout: Checkout, name: str
     checkout.pull(name)
     assert checkout.make(*targets).returncode == 0
     pips = [line for line in checkout.asked() if not line.startswith("import ")]
-    assert len(pips) == 5  # base, int8, dev, docs, web
-    for folder in (".venv", ".venv/int8", ".venv-web"):
+    assert len(pips) == 6  # base, int8, vision, dev, docs, web
+    for folder in (".venv", ".venv/int8", ".venv/vision", ".venv-web"):
         assert (checkout / folder / "constraints.txt").read_text().endswith("new==1\n")
 
 

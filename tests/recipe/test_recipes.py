@@ -39,7 +39,7 @@ OTHERWISE: dict[str, dict[str, float]] = {  # labels that are no averages over l
 @pytest.mark.parametrize("recipe", registered())
 def test_presets_are_the_numbers_they_promise(recipe: str) -> None:
     """On LLaVA-1.5's 576 tokens and 32 layers: the average (or the count, where the recipe prunes once at layer 0)."""
-    from tokenprune.plan.cost import PUBLISHED
+    from tokenprune.plan.shapes import PUBLISHED
     from tokenprune.plan.stages import plan_whole
 
     geometry = PUBLISHED["llava-1.5-7b"]

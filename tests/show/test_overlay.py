@@ -219,7 +219,7 @@ def test_the_processor_may_be_given_to_prune() -> None:
 
 
 def test_an_adapter_is_told_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processor, also that of `prune`, and the size of the batch's first picture: the one that is shown."""
+    """The processor, also that of `prune`, and the size of the picture that is shown, once its number is known."""
     told: list[Given] = []
 
     def boxes(self: Any, given: Given) -> Any:
@@ -236,10 +236,11 @@ def test_an_adapter_is_told_what_is_known(monkeypatch: pytest.MonkeyPatch) -> No
     pruning.overlay([np.asarray(tall)], given, processor=(other := PROCESSORS["llava, padded"]))
     pruning.overlay(wide, given, picture=1)
     pruning.overlay(wide, prompt=1)
-    assert [(one.processor, one.sizes) for one in told] == [
-        (process, ((96, 64),)), (other, ((96, 64),)), (process, ()), (process, ())
+    assert [one.sizes for one in told[::2]] == [()] * 4
+    assert [(one.processor, one.sizes) for one in told[1::2]] == [
+        (process, ((96, 64),)), (other, ((96, 64),)), (process, (None, (64, 96))), (process, (None, None, (64, 96)))
     ]  # fmt: skip
-    assert [one.inputs for one in told] == [given, given, given, {}]
+    assert [one.inputs for one in told[1::2]] == [given, given, given, {}]
 
 
 def test_what_is_missing_is_said() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tokenprune
 from tokenprune import Ranking, Scorer, Seen, VisionScorer
+from tokenprune.contract.shortened import kept_columns, shortened
 from tokenprune.errors import PromptError, UnsupportedModelError
 from tokenprune.parts.vision import VisionAdapter
 from tokenprune.plan.stages import plan_vision
@@ -28,7 +29,7 @@ from tokenprune.vision.forward import VisionPruner
 from tokenprune.vision.recorder import Recorder
 
 PRUNED = (
-    "qwen2_vl", "qwen3_vl", "glm4v", "video_llama_3", "internvl", "gemma3", "smolvlm", "idefics3", "aya_vision",
+    "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v", "video_llama_3", "internvl", "gemma3", "smolvlm", "idefics3", "aya_vision",
     "cohere2_vision", "paligemma", "mistral3", "llava_onevision", "llava_next_video",
 )  # fmt: skip
 READ = (*PRUNED, "llama4", "gemma4_small")
@@ -361,18 +362,14 @@ def test_a_brighter_patch_is_seen_at_its_token(family: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", PRUNED)
+@pytest.mark.parametrize("family", [family for family in PRUNED if family != "qwen3_5"])  # masking says nothing there
 def test_answers_are_those_of_masking_in_tower_and_decoder(family: str, attention: str, monkeypatch: Any) -> None:
     """A ragged batch: in the tower, then in the decoder; what is added between its blocks follows the holes."""
     setup = Setup(family, attention)
     decoder = {"scorer": "random", "schedule": {"name": "fixed", "layer": 2, "keep": 3}}
     mask = setup.given["attention_mask"]
     with torch.no_grad(), tokens_gone(monkeypatch) as runs:
-        with ExitStack() as block:
-            try:
-                pruning = block.enter_context(tokenprune.prune(setup.model, {"prune": [RECIPES["stages"], decoder]}))
-            except UnsupportedModelError as reason:
-                pytest.skip(str(reason))  # its decoder
+        with tokenprune.prune(setup.model, {"prune": [RECIPES["stages"], decoder]}) as pruning:
             pruned = setup.model(**setup.given).logits[:, -1]
         assert pruning.state is not None
         views = pruning.state.views
@@ -381,6 +378,23 @@ def test_answers_are_those_of_masking_in_tower_and_decoder(family: str, attentio
         with hidden_by_mask(setup.model, mask, views):
             leaky = setup.model(**setup.given).logits[:, -1]
     assert close(pruned, masked)
+    assert not close(pruned, leaky)
+
+
+def test_answers_of_a_hybrid_decoder_are_those_of_the_shortened_sequence(monkeypatch: Any) -> None:
+    setup = Setup("qwen3_5", prompts=tuple(BATCH[-1:]))
+    decoder = {"scorer": "random", "schedule": {"name": "fixed", "layer": 2, "keep": 3}}
+    with torch.no_grad(), tokens_gone(monkeypatch) as runs:
+        with tokenprune.prune(setup.model, {"prune": [RECIPES["stages"], decoder]}) as pruning:
+            pruned = setup.model(**setup.given).logits[:, -1]
+        assert pruning.state is not None
+        left = kept_columns(pruning.state.views, 0, 0)
+        columns = setup.given["input_ids"].shape[1]
+        with setup.own_attention(runs), shortened(setup.model, columns, left):
+            expected = setup.model(**setup.given).logits[:, -1]
+        with shortened(setup.model, columns, left):
+            leaky = setup.model(**setup.given).logits[:, -1]
+    assert close(pruned, expected)
     assert not close(pruned, leaky)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..errors import TokenpruneError, UnknownNameError
 from ..lab.defaults import SHAPE, TEXT
-from ..plan.cost import geometry, visual_tokens
+from ..plan.shapes import VISUAL, geometry, shapes, visual_tokens
 from ..registry import KINDS
 from . import tables
 from .options import (
@@ -29,10 +29,13 @@ from .options import (
 )
 
 PLURALS = {f"{kind}s": kind for kind in KINDS}
+SHAPES = "shapes"
 
 
 def ls(
-    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(PLURALS)}; all without it.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(PLURALS)}, or shapes; all but shapes without it.")
+    ] = None,
     shape: ShapeOption = SHAPE,
     text: TextOption = TEXT,
     visual: VisualOption = None,
@@ -40,15 +43,18 @@ def ls(
     budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what is registered and where it comes from; `ls recipes`: what each keeps and costs on a model shape."""
-    if kind is not None and kind not in PLURALS:
-        raise UnknownNameError("kind of part", kind, PLURALS)
+    """List what is registered and where it comes from; `ls recipes`: what each keeps and costs on a model shape; `ls
+    shapes`: the models whose sizes are known."""
+    if kind is not None and kind not in (*PLURALS, SHAPES):
+        raise UnknownNameError("kind of part", kind, (*PLURALS, SHAPES))
     if kind != "recipes" and (shape, text, visual, ecl, budget) != (SHAPE, TEXT, None, None, None):
         raise typer.BadParameter("shapes, tokens and budgets are for the table of `tokenprune ls recipes`")
     from ..lab import catalog, costs
     from ..registry import registry
 
-    if kind == "recipes":
+    if kind == SHAPES:
+        _list_shapes(as_json)
+    elif kind == "recipes":
         wanted, visual, depth = read_budget(budget), visual or visual_tokens(shape), geometry(shape).depth
         rows = costs.costs(shape, visual, text, ecl, wanted)
         if as_json:
@@ -63,6 +69,27 @@ def ls(
             _print_parts(plural, parts)
     for plugin in registry().broken:
         tables.say(f"skipped {plugin}", sys.stderr if as_json else sys.stdout, "red")
+
+
+def _list_shapes(as_json: bool) -> None:
+    """Every shape with what `--shape` takes from it."""
+    found = shapes().values()
+    if as_json:
+        print(json.dumps([shape.described for shape in found]))
+        return
+    lines = []
+    for shape in found:
+        size, keeping = shape.size, shape.size.kv_blocks
+        heads = f"{size.heads}/{size.kv_heads}"
+        kv, visual = str(keeping.whole) if keeping else "", str(shape.visual or "")
+        source = shape.source.partition(" (")[0] or "built in"
+        lines.append([shape.name, str(size.depth), kv, str(size.width), heads, visual, source])
+    header = ["shape", "blocks", "KV blocks", "width", "heads/KV", "visual tokens", "source"]
+    tables.show("models whose sizes are known", header, lines, words=["source"])
+    tables.say(
+        "KV blocks keep KV of all tokens; where nothing stands, all do. Visual tokens: where nothing stands, their "
+        f"number depends on the picture, and {VISUAL} are assumed"
+    )
 
 
 def _print_parts(title: str, rows: list[dict[str, str]]) -> None:
@@ -155,8 +182,8 @@ def explain(
     tables.show(f"{built.name} on {shape}", ["from layer", "to", "visual tokens"], rows)
     if not plan:
         tables.say(f"nothing is dropped: {built.name} keeps all {visual} visual tokens")
-    kv = result["kv_mib"]
+    kv, where = result["kv_mib"], f" ({sizes.kv_blocks})" if sizes.kv_blocks else ""
     tables.say(
         f"average {result['average']:.1f} of {visual} visual tokens over {sizes.depth} layers; decoder prefill FLOPs "
-        f"{result['flops_share']:.1%}; KV of visual tokens {kv['pruned']:.1f} of {kv['full']:.1f} MiB"
+        f"{result['flops_share']:.1%}; KV of visual tokens {kv['pruned']:.1f} of {kv['full']:.1f} MiB{where}"
     )

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import UnknownNameError
 from ..outputs import check_output
-from ..plan.cost import PUBLISHED
+from ..plan.shapes import PUBLISHED
 from . import tables
 from .interrupt import RESUMES, STARTS_ANEW, interrupted
 from .options import (

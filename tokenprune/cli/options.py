@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..plan.cost import PUBLISHED
+from ..plan.shapes import LISTED, PUBLISHED
 
 if TYPE_CHECKING:
     from ..amounts import Budget
@@ -34,7 +34,7 @@ BudgetOption = Annotated[
     str | None, typer.Option(help="Rescale all keeps to this average over the layers: tokens (192) or a share (1/3).")
 ]
 
-ShapeOption = Annotated[str, typer.Option(help=f"{', '.join(PUBLISHED)}, or a local config.json.")]
+ShapeOption = Annotated[str, typer.Option(help=f"{', '.join(PUBLISHED)} and more ({LISTED}), or a local config.json.")]
 TextOption = Annotated[int, typer.Option(min=0, help="Text tokens of the prompt.")]
 VisualOption = Annotated[int | None, typer.Option(min=1, help="Visual tokens of the prompt; by default as the shape.")]
 EclOption = Annotated[int | None, typer.Option(help="Entropy Collapse Layer, if none is shipped for the shape.")]

@@ -20,9 +20,9 @@ from ..parts.tiny import DEPTH, IMAGE, PAD, VIDEO, VOCAB, Tiny, text_config, vis
 from ..registry import registry
 
 __all__ = [
-    "BATCHES", "DEPTH", "EVERY", "FAMILIES", "IMAGE", "MIXED", "ONE", "PAD", "PADDED", "RAGGED", "VIDEO", "VOCAB", "Family",
-    "Prompt", "Tiny", "answer", "build", "forget", "has_video", "inputs", "logits", "model", "shipped", "text_config",
-    "vision_config",
+    "BATCHES", "DEPTH", "EVERY", "FAMILIES", "IMAGE", "MIXED", "ONE", "PAD", "PADDED", "RAGGED", "VIDEO", "VOCAB",
+    "Family", "Prompt", "Tiny", "answer", "build", "forget", "has_video", "inputs", "logits", "model", "shipped",
+    "text_config", "vision_config",
 ]  # fmt: skip
 
 # A prompt is a seed and its segments: a number of text tokens, "image" or "video".
@@ -67,7 +67,7 @@ def _batch(tiny: Tiny, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
                 row += torch.randint(10, VOCAB, (segment,), generator=generator).tolist()
                 continue
             tokens, made = tiny.media(segment, 100 * seed + i)
-            row += [IMAGE if segment == "image" else VIDEO] * tokens
+            row += [IMAGE if segment == "image" else VIDEO] * tokens if isinstance(tokens, int) else tokens
             for name, value in made.items():
                 media.setdefault(name, []).append(value)
         rows.append(row)

@@ -204,11 +204,11 @@ def refusal(
         return PACKED
     if not step and (arguments.get("is_causal") is False or not getattr(anatomy.text, "is_causal", True)):
         return BOTH_WAYS
+    if caches.room(cache) and (reason := _refusal_of_room(anatomy)):
+        return reason
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         got = f"{mask.ndim}-D mask that is not causal" if isinstance(mask, Tensor) else type(mask).__name__
         return f"it needs a 2-D attention mask (prompts x columns) or none, got a {got}; pass the tokenizer's mask"
-    if caches.room(cache) and (reason := _refusal_of_room(anatomy)):
-        return reason
     if starts and compiled:
         return (
             "a prefill inside torch.compile would be compiled for every prompt; take torch.compile off the model and "

@@ -28,6 +28,10 @@ BOTH_WAYS = (
 )
 
 
+ANY = 1 << 20
+"""Visual tokens of a prompt that every schedule drops some of."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pipeline:
     """A recipe on a model: what all of its forward passes share.
@@ -80,8 +84,9 @@ def assemble(anatomy: Anatomy, recipe: Recipe, budget: Budget | None, processor:
     facts = _known_facts(anatomy, recipe, shared)
     for step in recipe.decoder_passes:
         if facts.keys() >= set(step.schedule.needs):
-            with suppress(BudgetError):  # depends on the prompt: said at its prefill
-                _refuse_late(anatomy, max(plan(step, PlanInput(anatomy.depth, visual=1, facts=facts)), default=0))
+            for visual in (1, ANY):
+                with suppress(BudgetError):  # depends on the prompt: said at its prefill
+                    _refuse_late(anatomy, max(plan(step, PlanInput(anatomy.depth, visual, facts)), default=0))
     recorder = _recorder(anatomy, recipe, live)
     vision = _vision(anatomy, recipe, budget, facts, live)
     return Pipeline(anatomy, recipe, budget, shared, processor, vision, recorder, facts)

@@ -29,11 +29,13 @@ class Given(NamedTuple):
     Attributes:
         number: of the block.
         tables: rotary tables of the view before the stage.
+        positions: of its columns, where the model gives them to its blocks.
         mask: the model's own, of the whole prompt.
     """
 
     number: int
     tables: RotaryTables
+    positions: Int[Tensor, "b k"] | None
     mask: Any
 
 
@@ -42,10 +44,13 @@ def arguments_of(
 ) -> dict[Block, Given]:
     """Of the blocks before and behind the stage at a layer; `kwargs` are what the model hands to the one behind."""
     kinds, before = forward.pipeline.anatomy.kinds, forward.entering.get(layer, kwargs)
+    view = forward.prompt.view_at(layer - 1).to(hidden.device)
 
     def given(number: int, kwargs: Mapping[str, Any]) -> Given:
-        _, tables = visibility.rotary(forward, layer - 1, kinds[number], hidden, kwargs)
-        return Given(number, tables, kwargs.get("attention_mask"))
+        positions, tables = visibility.rotary(forward, layer - 1, kinds[number], hidden, kwargs)
+        if positions is None and kwargs.get("position_ids") is not None:
+            positions = visibility.narrowed(kwargs["position_ids"].to(hidden.device), view)
+        return Given(number, tables, positions, kwargs.get("attention_mask"))
 
     return {"previous": given(max(layer - 1, 0), before), "next": given(layer, kwargs)}
 
@@ -140,7 +145,11 @@ class ModelSource:
         else:
             mine = self.captured[name][self.row][self.real]
             given = guard.own(mine) if rows is None else mine[rows]
-        return ranks.all_heads(name, attention.heads(name, given))
+        found, positions = ranks.all_heads(name, attention.heads(name, given)), self.blocks[block].positions
+        if name != "queries" or attention.temper is None or positions is None:
+            return found
+        mine = positions[min(self.row, len(positions) - 1)][self.real]
+        return found * attention.temper(mine if rows is None else mine[rows]).to(found.dtype)[:, None]
 
     def rotate(self, block: Block, states: Tensor, rows: Tensor | None) -> Tensor:
         def mine(table: Tensor) -> Tensor:
@@ -151,6 +160,9 @@ class ModelSource:
 
     def scaling(self, block: Block) -> float:
         return self._attention(block).scaling
+
+    def cap(self, block: Block) -> float | None:
+        return self._attention(block).cap
 
     def past(self, block: Block) -> tuple[Tensor, Tensor] | None:
         """From the cache, where the last block has put the keys of this pass already."""

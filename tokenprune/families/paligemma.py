@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from ..parts.adapter import Adapter
+from collections.abc import Iterable, Mapping
+from itertools import repeat
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..parts.adapter import Adapter, Given
 from .clip_tower import ClipTower
 from .forms.paligemma import TINY
+from .grids import grid_boxes, tower_grid
 
 
 class PaliGemmaAdapter(Adapter):
@@ -12,6 +19,10 @@ class PaliGemmaAdapter(Adapter):
 
     model_types = ("paligemma",)
     tiny = TINY
+
+    def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
+        side = tower_grid(given.config)
+        return {given.config.image_token_id: repeat(grid_boxes(1, side, side))}
 
     def vision_adapter(self) -> ClipTower:
         return ClipTower()

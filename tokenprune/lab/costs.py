@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from .. import ecl as layers
 from ..amounts import Budget
 from ..errors import LayerError, TokenpruneError
-from ..plan.cost import PUBLISHED, geometry, visual_tokens
+from ..plan.shapes import PUBLISHED, geometry, visual_tokens
 from ..plan.stages import plan_whole
 from ..recipe import Recipe, load, presets
 from ..registry import registry
@@ -19,7 +20,10 @@ from .defaults import SHAPE, TEXT
 def cost(
     recipe: Recipe, shape: str, visual: int, text: int = TEXT, ecl: int | None = None, budget: Budget | None = None
 ) -> dict[str, Any]:
-    """Plan, average over the layers, FLOPs share and KV MiB (fp16) of one prompt. Raises LayerError, BudgetError."""
+    """Plan, average over the layers, FLOPs share and KV MiB (fp16) of one prompt. Raises LayerError, BudgetError.
+
+    Where not every block keeps KV of all tokens, `kv_blocks` counts those that do.
+    """
     sizes = geometry(shape)
     ecl = ecl or layers.shipped(shape, sizes.depth)
     facts = {} if ecl is None else {"ecl": ecl}
@@ -27,12 +31,19 @@ def cost(
         raise LayerError(
             f"no Entropy Collapse Layer is shipped for {shape}: pass --ecl LAYER (tokenprune calibrate measures it)"
         )
+    if recipe.vision_passes and not sizes.vision_depth:
+        raise LayerError(
+            f"recipe {recipe.name} has tower: vision, and the blocks of the vision tower of {shape} are not known: "
+            "give another shape, or the config.json of a model of a supported family"
+        )
     plan = plan_whole(recipe, sizes, visual, facts, budget)
+    blocks = {"kv_blocks": asdict(sizes.kv_blocks)} if sizes.kv_blocks else {}
     return {
         "plan": {str(layer): kept for layer, kept in plan.items()},
         "average": sum(sizes.tokens(plan, visual)) / sizes.depth,
         "flops_share": sizes.flops_share(plan, visual, text),
         "kv_mib": {"full": sizes.kv_mib({}, visual), "pruned": sizes.kv_mib(plan, visual)},
+        **blocks,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..plan.cost import PUBLISHED
+from ..plan.shapes import PUBLISHED
 
 SHAPE = next(iter(PUBLISHED))
 """Of a model; a number in a recipe's name is about its published tables too."""

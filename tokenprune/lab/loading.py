@@ -39,7 +39,9 @@ class Loaded:
         """Model inputs of several conversations, left-padded; `images` and `videos` are those of all, in order."""
         texts = [self.processor.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in talks]
         media = {**({"images": list(images)} if images else {}), **({"videos": list(videos)} if videos else {})}
-        more = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+        more: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
+        if videos and getattr(self.processor, "video_processor", None) is not None:
+            more["do_sample_frames"] = False  # frames were chosen where the video was read; some would choose again
         batch = self.processor(text=texts, return_tensors="pt", **more, **media)
         return dict(batch.to(self.model.device))
 
@@ -115,6 +117,8 @@ def load_model(name: str, attention: str | None = None, dtype: str = "auto", dev
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        if packages := _missing(error):
+            raise TokenpruneError(f"cannot load the model {name!r}: {packages}") from error
         reason = _lacks(path, model is None) or next(
             iter(str(error).strip().splitlines()), type(error).__name__
         ).rstrip(".")
@@ -122,6 +126,21 @@ def load_model(name: str, attention: str | None = None, dtype: str = "auto", dev
             f"cannot load the model {name!r}: {reason}. Give a hub id, a folder with config.json, safetensors weights "
             "and a processor, or pico."
         ) from error
+
+
+def _missing(error: Exception) -> str | None:
+    """The packages that transformers says a part of a processor needs; None if the error says something else."""
+    from transformers.utils.import_utils import BACKENDS_MAPPING
+
+    told = " ".join(str(error).split())
+    part = told.partition(" ")[0]
+    packages: dict[str, str] = {}  # by what transformers says of them: some go by two names
+    for name, (is_there, words) in BACKENDS_MAPPING.items():
+        if " ".join(words.replace("{0}", part).split()) in told and not is_there():
+            packages.setdefault(words, name)
+    if not isinstance(error, ImportError) or not packages:
+        return None
+    return f"{part} needs {' and '.join(packages.values())}, which is not installed here: install it with pip"
 
 
 def _lacks(name: str, weights: bool) -> str | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..ecl import shipped
 from ..errors import LayerError, TokenpruneError, UnknownNameError
 from ..parts.published import Published
-from ..plan.cost import PUBLISHED, DecoderSize, geometry, published
+from ..plan.cost import DecoderSize
+from ..plan.shapes import PUBLISHED, geometry, published, shapes
 from .loading import encode
 
 NAMES = tuple(PUBLISHED)
@@ -37,7 +38,11 @@ def scaled(sizes: DecoderSize, scale: Fraction) -> DecoderSize:
 def check(name: str, scale: str | float | Fraction) -> Fraction:
     """The scale as a fraction. Raises UnknownNameError for the name, TokenpruneError for a scale outside (0, 1]."""
     if name not in published():
-        raise UnknownNameError("shape", name, list(published()))
+        if name not in shapes():
+            raise UnknownNameError("shape", name, published())
+        alone = f"its sizes alone are known (`tokenprune explain --shape {name}`)"
+        listed = f"{alone}; {', '.join(published())} can be built"
+        raise UnknownNameError("shape with random weights", name, published(), listed)
     try:
         share = Fraction(scale)
     except (ValueError, ZeroDivisionError):

@@ -18,22 +18,29 @@ def attention_rows(
     scaling: float,
     past: tuple[Float[Tensor, "h c dh"], Bool[Tensor, "c"]] | None = None,
     allowed: Bool[Tensor, "r c+p"] | None = None,
+    cap: float | None = None,
 ) -> Float[Tensor, "H r p"]:
     """Softmax attention of a few query rows over all keys, float32; the full map is never built.
 
     `rows` are the prompt columns of the queries: a row sees the columns up to its own, and every valid one of `past`,
-    the keys of earlier turns (their columns are not returned); or what is `allowed`. Queries and keys carry RoPE.
+    the keys of earlier turns (their columns are not returned); or what is `allowed`. Queries and keys carry RoPE. With
+    a `cap`, logits l become `cap * tanh(l / cap)`.
     """
     groups = queries.shape[0] // keys.shape[0]
     grouped = rearrange(queries, "(h g) r dh -> h (g r) dh", g=groups)
-    logits = rearrange(grouped @ keys.mT, "h (g r) p -> (h g) r p", g=groups).float() * scaling
+
+    def against(keys: Float[Tensor, "h n dh"]) -> Float[Tensor, "H r n"]:
+        logits = rearrange(grouped @ keys.mT, "h (g r) n -> (h g) r n", g=groups).float() * scaling
+        return logits if cap is None else (logits / cap).tanh() * cap
+
+    logits = against(keys)
     hidden = torch.arange(keys.shape[1], device=rows.device) > rows[:, None]
     if allowed is not None:
         hidden = ~allowed[:, allowed.shape[1] - keys.shape[1] :]
     logits = logits.masked_fill(hidden, float("-inf"))
     if past is None:
         return logits.softmax(-1)
-    before = rearrange(grouped @ past[0].mT, "h (g r) c -> (h g) r c", g=groups).float() * scaling
+    before = against(past[0])
     seen = past[1] if allowed is None else past[1] & allowed[:, : before.shape[-1]]
     before = before.masked_fill(~seen, float("-inf"))
     return torch.cat([before, logits], dim=-1).softmax(-1)[..., before.shape[-1] :]

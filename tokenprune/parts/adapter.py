@@ -29,13 +29,14 @@ class Given:
         config: of the model.
         inputs: what the processor returned; may be empty.
         processor: that made them, if there is one.
-        sizes: height and width of the first pictures of the batch, of as many as are known.
+        sizes: height and width of the first pictures of the batch, or None where they are not known; of as many as
+            matter, each in the order of those that have its placeholder.
     """
 
     config: Any
     inputs: Mapping[str, Any]
     processor: Any = None
-    sizes: tuple[tuple[int, int], ...] = ()
+    sizes: tuple[tuple[int, int] | None, ...] = ()
 
 
 class Adapter(ABC):

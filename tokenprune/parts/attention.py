@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 RotaryTables = Any
@@ -29,6 +29,8 @@ class Attention:
         turn: `turn(states, tables)`, RoPE for states `1 h r dh`; None if this block has none.
         finish: by name, the norm that each head's states (`r heads dh`) go through before RoPE, where there is one.
         gated: whether the second half of what `queries` gives for each head is no query but a gate on its output.
+        cap: logits l become `cap * tanh(l / cap)`; None leaves them.
+        temper: `temper(positions)`, a factor on the queries there; None for 1.
     """
 
     modules: Mapping[str, nn.Module]
@@ -38,6 +40,8 @@ class Attention:
     turn: Callable[[Tensor, RotaryTables], Tensor] | None
     finish: Mapping[str, Callable[[Tensor], Tensor]]
     gated: bool = False
+    cap: float | None = None
+    temper: Callable[[Int[Tensor, "r"]], Float[Tensor, "r"]] | None = None
 
     @classmethod
     def of(cls, block: Any) -> Attention | None:
@@ -60,6 +64,7 @@ class Attention:
             norm=getattr(block, "input_layernorm", _as_it_is),
             turn=rotation(sys.modules[type(own).__module__]) if getattr(own, "use_rope", True) else None,
             finish={name: partial(_normed, norm) for name, norm in norms.items() if norm is not None},
+            cap=getattr(own, "attn_logit_softcapping", None),
             gated=getattr(modules["queries"], "out_features", 0) == 2 * getattr(outer, "in_features", -1),
         )
 

@@ -14,6 +14,32 @@ IMAGE, VIDEO = 32000, 32001
 
 
 @dataclass(frozen=True)
+class Block:
+    """What one decoder block does with each of its tokens.
+
+    Attributes:
+        weights: multiply-adds that do not depend on the number of tokens: its projections and feed-forward, of experts
+            those that one token goes through.
+        attention: channels of its queries, all heads together; 0 where no token looks at another.
+        kv: numbers that its cache keeps of a token; 0 where it keeps none that grows with the prompt.
+        window: how many tokens each sees, itself among them; None is all. The cache keeps one fewer.
+    """
+
+    weights: int
+    attention: int
+    kv: int
+    window: int | None = None
+
+    def flops(self, n: int) -> int:
+        """On n tokens: two for each multiply-add, and four for each pair of tokens and channel."""
+        return 4 * n * min(n, self.window or n) * self.attention + 2 * n * self.weights
+
+    def held(self, n: int) -> int:
+        """Numbers in its cache after n tokens."""
+        return self.kv * (n if self.window is None else min(n, self.window - 1))
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Sizes of a decoder, and what its prompts and vision tower are counted in.
 
@@ -28,6 +54,7 @@ class Sizes:
         vision_depth: blocks of the vision tower that count, and its projector; 0 if they are not known.
         pictures: pictures, tiles or frames that make the visual tokens of a prompt.
         cls: visual tokens that each has besides its patches.
+        blocks: what each block costs, where the sizes above do not say it of all of them; else empty.
     """
 
     depth: int
@@ -40,6 +67,7 @@ class Sizes:
     vision_depth: int = 0
     pictures: int = 1
     cls: int = 0
+    blocks: tuple[Block, ...] = ()
 
 
 def _nothing(depth: int, width: int) -> dict[str, Any]:

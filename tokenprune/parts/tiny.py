@@ -26,7 +26,8 @@ class Tiny:
         name: shows in the names of tests.
         build: makes the model with random weights; at least four decoder blocks.
         media: from `"image"` or `"video"` and a seed: how many placeholder tokens one such has, and its model inputs.
-            Those of a batch are joined along axis 0, in the order of its prompts.
+            Those of a batch are joined along axis 0, in the order of its prompts. Where marks of the processor stand
+            between placeholders: all of these tokens, ids below 10, instead of their number.
         video: whether it takes videos.
         types: the model input that says of each column what it is, if it takes one.
         kinds: what that says of text, pictures and videos.
@@ -34,7 +35,7 @@ class Tiny:
 
     name: str
     build: Callable[[], Any]
-    media: Callable[[str, int], tuple[int, dict[str, Tensor]]]
+    media: Callable[[str, int], tuple[int | list[int], dict[str, Tensor]]]
     video: bool = False
     types: str | None = None
     kinds: tuple[int, int, int] = (0, 1, 2)

@@ -5,18 +5,42 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import TokenpruneError, UnknownNameError, UnsupportedModelError
-from ..families.forms import PUBLISHED as FORMS
-from ..parts.published import Published, Sizes
+from ..errors import UnsupportedModelError
+from ..parts.published import Block, Sizes
+from .blocks import blocks, heads, of_block
+from .feed_forward import dense
 
 MIB = 2**20
+
+
+@dataclass(frozen=True)
+class KvBlocks:
+    """Which blocks keep keys and values that grow with the prompt, and which of a window or of none.
+
+    Attributes:
+        whole: blocks that keep all tokens: there pruning saves what it drops.
+        window: blocks that keep the last ones, and save only where fewer are left.
+        none: blocks that keep nothing that grows: linear attention, convolutions, keys and values of an earlier block.
+        windows: how many tokens those of a window see.
+    """
+
+    whole: int
+    window: int
+    none: int
+    windows: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Which they are, in words."""
+        depth = self.whole + self.window + self.none
+        if not self.window:
+            return f"in {self.whole} of {depth} blocks"
+        seen = " or ".join(map(str, self.windows))
+        return f"all in {self.whole} of {depth} blocks, a window of {seen} in {self.window}"
 
 
 @dataclass(frozen=True)
@@ -32,24 +56,41 @@ class DecoderSize(Sizes):
         vision, tower = getattr(config, "vision_config", None), None
         with suppress(UnsupportedModelError):
             tower = registry().adapter(config).vision_adapter()
-        blocks: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
-        heads = text.num_attention_heads
-        return cls(
-            depth=text.num_hidden_layers,
-            width=text.hidden_size,
-            ffn=text.intermediate_size,
-            heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            family=config.model_type,
-            vision_depth=tower.features(config, blocks) + 2 if tower and blocks else 0,
-        )
+        depth: int = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None) or 0
+        return cls.of_text(text, config.model_type, tower.features(config, depth) + 2 if tower and depth else 0)
 
-    def block_flops(self, n: int) -> int:
-        """One block on n tokens: `4 n^2 d + 8 n d^2 + 6 n m d` (Eq. 15), with smaller k/v projections under GQA."""
+    @classmethod
+    def of_text(cls, text: Any, family: str = "", vision_depth: int = 0, **more: Any) -> DecoderSize:
+        """From a text config, or whatever has its fields; `more` are other fields of `Sizes`."""
+        first, described = of_block(text, 0), blocks(text)
+        sizes = (text.num_hidden_layers, text.hidden_size, dense(first), *heads(first))
+        plain = cls(*sizes, family=family, vision_depth=vision_depth, **more)
+        return plain if all(block == plain.plain for block in described) else replace(plain, blocks=described)
+
+    @property
+    def plain(self) -> Block:
+        """A block with attention to all tokens and one gated feed-forward (smaller k/v projections under GQA)."""
         inner, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        projections = 2 * n * self.width * (2 * inner + 2 * kv)
-        return 4 * n * n * inner + projections + 6 * n * self.ffn * self.width
+        return Block(self.width * (2 * inner + 2 * kv) + 3 * self.ffn * self.width, inner, 2 * kv)
+
+    @property
+    def each(self) -> tuple[Block, ...]:
+        """What every block costs."""
+        return self.blocks or (self.plain,) * self.depth
+
+    @property
+    def kv_blocks(self) -> KvBlocks | None:
+        """Which blocks keep keys and values of how many tokens; None where each keeps all."""
+        keeping = [block.window for block in self.each if block.kv]
+        whole = keeping.count(None)
+        if whole == self.depth:
+            return None
+        windows = tuple(sorted({window for window in keeping if window is not None}))
+        return KvBlocks(whole, len(keeping) - whole, self.depth - len(keeping), windows)
+
+    def block_flops(self, n: int, block: int = 0) -> int:
+        """One block on n tokens: `4 n^2 d + 8 n d^2 + 6 n m d` (Eq. 15) where it is plain and has no GQA."""
+        return self.each[block].flops(n)
 
     def tokens(self, plan: Mapping[int, int], visual: int) -> list[int]:
         """Visual tokens that each block sees under a plan `{layer: kept}`; layers below 0 are of the vision tower."""
@@ -61,61 +102,17 @@ class DecoderSize(Sizes):
 
     def prefill_flops(self, plan: Mapping[int, int], visual: int, text: int) -> int:
         """All blocks of one prompt."""
-        return sum(self.block_flops(n + text) for n in self.tokens(plan, visual))
+        counts = zip(self.each, self.tokens(plan, visual), strict=True)
+        return sum(block.flops(n + text) for block, n in counts)
 
     def flops_share(self, plan: Mapping[int, int], visual: int, text: int) -> float:
         """FLOPs left, as a share of the unpruned prefill: 1 - R of Eq. 16."""
         return self.prefill_flops(plan, visual, text) / self.prefill_flops({}, visual, text)
 
     def kv_mib(self, plan: Mapping[int, int], visual: int, element_bytes: int = 2) -> float:
-        """KV cache of the visual tokens of one prompt, in MiB (2^20 bytes); fp16 unless told otherwise."""
-        per_token = 2 * self.kv_heads * self.head_size * element_bytes
-        return sum(self.tokens(plan, visual)) * per_token / MIB
+        """KV cache of the visual tokens of one prompt, in MiB (2^20 bytes); fp16 unless told otherwise.
 
-
-PUBLISHED = {name: DecoderSize(**vars(form.sizes)) for name, form in FORMS.items()}
-"""The 7B models of the families that are built in. Plugins bring more: see `published`."""
-
-
-def published() -> dict[str, Published]:
-    """Every published model of a registered family, by name; of several with one name, the built-in or first one."""
-    from ..registry import registry
-
-    found = dict(FORMS)
-    for entry in registry().entries["adapter"].values():
-        for form in vars(entry.part).get("published", ()):  # its own, not those of an adapter that it builds on
-            found.setdefault(form.name, form)
-    return found
-
-
-def visual_tokens(shape: str) -> int:
-    """Visual tokens of a prompt in published tables; 576 where it depends on the picture."""
-    form = FORMS.get(shape) or published().get(shape)
-    return (form and form.visual) or 576
-
-
-def geometry(name: str) -> DecoderSize:
-    """A named shape, or the sizes in a local `config.json` (or the folder that holds one).
-
-    Raises:
-        UnknownNameError: neither a shape nor an existing file.
-        TokenpruneError: the file is no config of a model that transformers knows.
-    """
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    if form := published().get(name):
-        return DecoderSize(**vars(form.sizes))
-    path = Path(name)
-    try:
-        known = path.exists()
-    except OSError:  # no path at all: too long, say
-        known = False
-    if not known:
-        raise UnknownNameError("shape", name, [*published(), "path/to/config.json"])
-    from transformers import AutoConfig
-
-    try:
-        content = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-        return DecoderSize.of(AutoConfig.for_model(**content))
-    except Exception as error:  # whatever a config class can raise
-        raise TokenpruneError(f"{path} is not the config.json of a model that transformers knows: {error}") from error
+        Where blocks see a window, these are at most the tokens that it keeps: text after the picture leaves fewer.
+        """
+        counts = zip(self.each, self.tokens(plan, visual), strict=True)
+        return sum(block.held(n) for block, n in counts) * element_bytes / MIB

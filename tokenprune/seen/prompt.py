@@ -35,6 +35,9 @@ class Source(Protocol):
     def scaling(self, block: Block) -> float:
         """Factor on the attention logits."""
 
+    def cap(self, block: Block) -> float | None:
+        """What keeps the attention logits small: l becomes `cap * tanh(l / cap)`; None leaves them."""
+
     def past(self, block: Block) -> tuple[Float[Tensor, "h c dh"], Bool[Tensor, "c"]] | None:
         """Keys of earlier turns with RoPE, and which of these count; None in a first turn."""
 
@@ -85,6 +88,9 @@ class Plain:
 
     def scaling(self, block: Block) -> float:
         return self.scale
+
+    def cap(self, block: Block) -> None:
+        return None
 
     def past(self, block: Block) -> None:
         return None
@@ -253,8 +259,9 @@ class Seen:
             self.rotated_keys if block == "previous" else self.rotate(self._project(block, "keys", None), None, block)
         )
         asked = self.rotate(self._project(block, "queries", rows), rows, block)
-        past, allowed = self.source.past(block), self.source.allowed(block, rows)
-        weights = ops.attention_rows(asked, keys, rows, self.source.scaling(block), past, allowed)
+        source = self.source
+        past, allowed = source.past(block), source.allowed(block, rows)
+        weights = ops.attention_rows(asked, keys, rows, source.scaling(block), past, allowed, source.cap(block))
         return weights[..., self.visual]
 
     def _rows(self, queries: Literal["last", "text"] | Sequence[int] | Tensor) -> Int[Tensor, "r"]:

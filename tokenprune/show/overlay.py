@@ -25,10 +25,14 @@ HEAT = np.array([[10, 8, 40], [110, 20, 110], [215, 50, 60], [250, 150, 20], [25
 
 @dataclass(frozen=True)
 class Placed:
-    """The tokens of one picture or video: which prompt columns, and panel and box of each (see `Adapter.boxes`)."""
+    """The tokens of one picture or video: which prompt columns, and panel and box of each (see `Adapter.boxes`).
+
+    `number` counts the pictures of the batch that have the same placeholder.
+    """
 
     columns: Int[Tensor, "n"]
     boxes: Float[Tensor, "n 5"]
+    number: int
 
 
 def placed(
@@ -39,7 +43,7 @@ def placed(
     inputs: Mapping[str, Any],
     prompt: int,
     processor: Any = None,
-    sizes: tuple[tuple[int, int], ...] = (),
+    sizes: tuple[tuple[int, int] | None, ...] = (),
 ) -> list[Placed]:
     """Pictures and videos of one prompt of a batch (`ids`, and which of them are visual tokens), in its order.
 
@@ -65,18 +69,18 @@ def placed(
     copies = 1 if given is None else max(1, len(ids) // len(given))  # beams, or several answers to one prompt
     found = []
     for token, pictures in grids.items():
-        source = iter(pictures)
+        source = enumerate(pictures)
         for row in range(0, len(ids), copies):
             columns = ((ids[row] == token) & visual[row]).nonzero()[:, 0].cpu()
             while len(columns):
-                boxes = next(source, None)
+                number, boxes = next(source, (0, None))
                 if boxes is None or not 0 < len(boxes) <= len(columns):
                     raise TokenpruneError(
                         f"where {len(columns)} visual tokens of prompt {row} lie cannot be told: pass inputs=, all "
                         "that the processor returned for the last prompt batch"
                     )
                 if row == prompt - prompt % copies:
-                    found.append(Placed(columns[: len(boxes)], boxes))
+                    found.append(Placed(columns[: len(boxes)], boxes, number))
                 columns = columns[len(boxes) :]
     return sorted(found, key=lambda picture: int(picture.columns[0]))
 
@@ -141,13 +145,9 @@ def strip(panels: Sequence[Image.Image]) -> Image.Image:
     return joined
 
 
-def sizes(shown: Shown, prompt: int, picture: int) -> tuple[tuple[int, int], ...]:
-    """What is known of the sizes of the batch's pictures (`Given.sizes`) when one of them is shown.
-
-    Others are not there to be measured, so it is the size of the first one, or none.
-    """
-    frames = _frames(shown) if prompt == picture == 0 else []
-    return tuple((frame.height, frame.width) for frame in frames[:1])
+def size(shown: Shown) -> tuple[int, int] | None:
+    """Height and width of a picture, or of a video's frames."""
+    return next(((frame.height, frame.width) for frame in _frames(shown)), None)
 
 
 def _frames(shown: Shown) -> list[Image.Image]:

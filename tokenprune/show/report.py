@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from ..plan.cost import DecoderSize
+from ..plan.cost import DecoderSize, KvBlocks
 from ..state.prompt import Prompt
 
 
@@ -39,13 +39,14 @@ class KvMib:
 @dataclass(frozen=True)
 class Report:
     """Stages in order, KV MiB, the share of the decoder's prefill FLOPs that is left, and per prompt the mean over the
-    decoder blocks of the visual tokens that each sees.
+    decoder blocks of the visual tokens that each sees; which blocks have that KV, where not every one has all.
     """
 
     stages: list[StageReport]
     kv_mib: KvMib
     flops_share: float
     average: list[float]
+    kv_blocks: KvBlocks | None = None
 
     def __str__(self) -> str:
         from rich.console import Console  # when a report is printed: `import` shall not wait for it
@@ -67,8 +68,9 @@ class Report:
         """What stands below the table, in words."""
         kv, means = self.kv_mib, ", ".join(f"{mean:.1f}" for mean in self.average)
         average = f"average over the layers {means}\n" if means else ""
+        where = f" ({self.kv_blocks})" if self.kv_blocks else ""
         return (
-            f"{average}KV of visual tokens {kv.pruned:.2f} of {kv.full:.2f} MiB, "
+            f"{average}KV of visual tokens {kv.pruned:.2f} of {kv.full:.2f} MiB{where}, "
             f"decoder prefill FLOPs {self.flops_share:.1%}"
         )
 
@@ -93,4 +95,4 @@ def report(state: Prompt | None, geometry: DecoderSize, element_bytes: int) -> R
         pruned_kv += geometry.kv_mib(plan, visual, element_bytes)
         full_flops += geometry.prefill_flops({}, visual, text)
         pruned_flops += geometry.prefill_flops(plan, visual, text)
-    return Report(stages, KvMib(full_kv, pruned_kv), pruned_flops / full_flops, average)
+    return Report(stages, KvMib(full_kv, pruned_kv), pruned_flops / full_flops, average, geometry.kv_blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LLAMA_7B = {"depth": 32, "width": 4096, "ffn": 11008, "heads": 32, "kv_heads": 32, "head_size": 128}
+LLAMA_7B: dict[str, Any] = {"depth": 32, "width": 4096, "ffn": 11008, "heads": 32, "kv_heads": 32, "head_size": 128}
 LLAMA = {"model_type": "llama", "vocab_size": 32064}
 
 

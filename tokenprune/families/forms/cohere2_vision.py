@@ -35,9 +35,17 @@ def build_cohere() -> Any:
     return Cohere2VisionForConditionalGeneration(config)
 
 
-def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
+def media_aya(kind: str, seed: int) -> tuple[list[int], dict[str, Tensor]]:
     tiles = (1, 3, 5)[seed % 3]  # the whole picture alone, or behind two or four tiles
-    return 4 * tiles, {"pixel_values": tiny.normal(seed, tiles, 3, 32, 32)}
+    tile, begin, end, part, whole = [tiny.IMAGE] * 4, 3, 4, 7, 8
+    ids = [begin, *[part, *tile] * (tiles - 1), whole, *tile, end]
+    return ids, {"pixel_values": tiny.normal(seed, tiles, 3, 32, 32)}
 
 
-TINY = (tiny.Tiny("aya_vision", build_aya, media), tiny.Tiny("cohere2_vision", build_cohere, media))
+def media_cohere(kind: str, seed: int) -> tuple[list[int], dict[str, Tensor]]:
+    tiles = (1, 3, 5)[seed % 3]
+    tile, begin, end, line = [tiny.IMAGE] * 4, 3, 4, 7
+    return [begin, *[*tile, line] * tiles, end], {"pixel_values": tiny.normal(seed, tiles, 3, 32, 32)}
+
+
+TINY = (tiny.Tiny("aya_vision", build_aya, media_aya), tiny.Tiny("cohere2_vision", build_cohere, media_cohere))

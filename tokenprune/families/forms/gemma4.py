@@ -48,7 +48,7 @@ def build(**special: Any) -> Any:
         "head_dim": 16,
         "patch_size": 4,
         "pooling_kernel_size": 2,
-        "position_embedding_size": 16,
+        "position_embedding_size": 64,
     }
     tokens = {"image_token_id": tiny.IMAGE, "video_token_id": tiny.VIDEO, "audio_token_id": 9}
     marks = {"boi_token_id": 3, "eoi_token_id": 4, "boa_token_id": 7, "eoa_token_index": 8}

@@ -36,13 +36,16 @@ def build_smolvlm() -> Any:
     return SmolVLMForConditionalGeneration(SmolVLMConfig(**settings()))
 
 
-def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
+def media(kind: str, seed: int) -> tuple[list[int], dict[str, Tensor]]:
     import torch
 
-    tiles = (1, 3, 5)[seed % 3]  # the whole picture alone, or behind two or four tiles; black ones do not count
+    rows, columns = ((0, 0), (1, 2), (2, 2))[seed % 3]
+    tiles = rows * columns + 1  # the whole picture comes last; black ones do not count
     pixels = torch.zeros(1, 5, 3, 32, 32)
     pixels[0, :tiles] = tiny.normal(seed, tiles, 3, 32, 32)
-    return 4 * tiles, {"pixel_values": pixels}
+    tile, around, whole, which, line = [tiny.IMAGE] * 4, 3, 4, 7, 8
+    row = [*[around, which, *tile] * columns, line]
+    return [*row * rows, *[line] * (rows > 0), around, whole, *tile, around], {"pixel_values": pixels}
 
 
 TINY = (tiny.Tiny("idefics3", build_idefics3, media), tiny.Tiny("smolvlm", build_smolvlm, media))

@@ -31,9 +31,9 @@ def build() -> Any:
     return InternVLForConditionalGeneration(config)
 
 
-def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
+def media(kind: str, seed: int) -> tuple[list[int], dict[str, Tensor]]:
     tiles = (1, 3, 5)[seed % 3]  # the whole picture alone, or behind two or four tiles
-    return 4 * tiles, {"pixel_values": tiny.normal(seed, tiles, 3, 32, 32)}
+    return [3, *[tiny.IMAGE] * 4 * tiles, 4], {"pixel_values": tiny.normal(seed, tiles, 3, 32, 32)}
 
 
 TINY = tiny.Tiny("internvl", build, media)

@@ -43,9 +43,14 @@ def build() -> Any:
     return Llama4ForConditionalGeneration(config)
 
 
-def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
-    tiles = (1, 3, 5)[seed % 3]  # the whole picture alone, or behind two or four tiles
-    return 4 * tiles, {"pixel_values": tiny.normal(seed, tiles, 3, 32, 32)}
+def media(kind: str, seed: int) -> tuple[list[int], dict[str, Tensor]]:
+    rows, columns = ((0, 0), (1, 2), (2, 2))[seed % 3]
+    tile, begin, end, beside, below, whole = [tiny.IMAGE] * 4, 3, 4, 7, 8, 9
+    row = [*[*tile, beside] * columns, below]
+    if columns:
+        del row[-2]  # nothing is beside the last one
+    ids = [begin, *row * rows, whole, *tile, end]  # the whole picture comes last
+    return ids, {"pixel_values": tiny.normal(seed, rows * columns + 1, 3, 32, 32)}
 
 
 TINY = tiny.Tiny("llama4", build, media)

@@ -51,13 +51,15 @@ def build(**text: Any) -> Any:
     return Mistral3ForConditionalGeneration(config)
 
 
-def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
+def media(kind: str, seed: int) -> tuple[list[int], dict[str, Tensor]]:
     import torch
 
     height, width = SIZES[seed % len(SIZES)]
     pixels = torch.zeros(1, 3, 32, 32)
     pixels[..., :height, :width] = tiny.normal(seed, 1, 3, height, width)
-    return height * width // 64, {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+    line, end = 7, 8
+    ids = [*[tiny.IMAGE] * (width // 8), line] * (height // 8)
+    return [*ids[:-1], end], {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
 
 
 TINY = (

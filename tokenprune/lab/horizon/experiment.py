@@ -32,8 +32,10 @@ def prepare(loaded: Loaded, asked: Asked, output: Path) -> Horizon:
         for i, scene in enumerate(islice(scenes.held_out(asked.seed), asked.limit))
         for question in scene.questions
     ]
-    first = loaded.inputs(prompts[0].question.text, [prompts[0].scene.picture])
-    cut = windows(anatomy.adapter, anatomy.config, first, asked.window)
+    picture = prompts[0].scene.picture
+    first = loaded.inputs(prompts[0].question.text, [picture])
+    sizes = ((picture.height, picture.width),)
+    cut = windows(anatomy.adapter, anatomy.config, first, asked.window, loaded.processor, sizes)
     settings = {**conditions.of_rows("horizon", loaded), "task": "pico", "seed": asked.seed}
     settings |= {"window": asked.window, "layers": layers}
     if asked.oracle is not None:

@@ -32,16 +32,24 @@ class Window:
     tokens: tuple[int, ...]
 
 
-def windows(adapter: Adapter, config: Any, inputs: Mapping[str, Tensor], size: int) -> list[Window]:
+def windows(
+    adapter: Adapter,
+    config: Any,
+    inputs: Mapping[str, Tensor],
+    size: int,
+    processor: Any = None,
+    sizes: tuple[tuple[int, int] | None, ...] = (),
+) -> list[Window]:
     """The pictures of a prompt (a batch of one) cut into `size x size` tokens each; less at the far edges.
 
-    Tokens without a place in a picture belong to none. Raises TokenpruneError if this family cannot tell places.
+    Tokens without a place in a picture belong to none. `processor` and `sizes` are as in `Given`. Raises
+    TokenpruneError if this family cannot tell places.
     """
     ids = inputs["input_ids"]
     visual = adapter.visual(config, ids)
     token = visual[0].cumsum(0) - 1  # column of the prompt -> place among its visual tokens
     found: list[Window] = []
-    for number, picture in enumerate(placed(adapter, config, ids, visual, inputs, 0)):
+    for number, picture in enumerate(placed(adapter, config, ids, visual, inputs, 0, processor, sizes)):
         for panel in sorted({int(p) for p in picture.boxes[:, 0].tolist() if p == p}):
             mine = ((picture.boxes[:, 0] == panel) & ~picture.boxes[:, 1].isnan()).nonzero()[:, 0]
             boxes, tokens = picture.boxes[mine, 1:], token[picture.columns[mine]]
