@@ -29,8 +29,8 @@ from tokenprune.vision.forward import VisionPruner
 from tokenprune.vision.recorder import Recorder
 
 PRUNED = (
-    "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v", "video_llama_3", "internvl", "gemma3", "smolvlm", "idefics3", "aya_vision",
-    "cohere2_vision", "paligemma", "mistral3", "llava_onevision", "llava_next_video",
+    "qwen2_vl", "qwen3_vl", "qwen3_5", "glm4v", "video_llama_3", "internvl", "gemma3", "smolvlm", "idefics3",
+    "aya_vision", "cohere2_vision", "paligemma", "mistral3", "llava_onevision", "llava_next_video",
 )  # fmt: skip
 READ = (*PRUNED, "llama4", "gemma4_small")
 SHUFFLED = ("internvl", "gemma3", "smolvlm", "idefics3", "aya_vision", "cohere2_vision", "mistral3")
@@ -176,8 +176,10 @@ def test_passes_inside_the_tower_are_masking_in_it(family: str, attention: str, 
 def test_tokens_of_the_wrong_rows_are_noticed(family: str, monkeypatch: Any) -> None:
     """As if the rows of a token were neighbours."""
     setup = Setup(family)
-    layout = type(setup.adapter).layout
-    monkeypatch.setattr(type(setup.adapter), "layout", lambda self, *given: replace(layout(self, *given), rows=None))
+    token_rows = type(setup.adapter).token_rows
+    monkeypatch.setattr(
+        type(setup.adapter), "token_rows", lambda self, *given: replace(token_rows(self, *given), rows=None)
+    )
     with pytest.raises(AssertionError):
         check_passes(setup, "stages", monkeypatch)
 

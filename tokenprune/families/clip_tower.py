@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..parts.vision import BlockRun, Call, Layout, VisionAdapter
+from ..parts.vision import BlockRun, Call, TokenRows, VisionAdapter
 from ..seen.vision import VisionBlock
 
 
@@ -97,8 +97,8 @@ class ClipTower(VisionAdapter):
         grid[..., 0] = torch.arange(pictures)[:, None]
         return grid.flatten(0, 1)
 
-    def layout(self, config: Any, tower: nn.Module, call: Call, hidden: Float[Tensor, "b l d"]) -> Layout:
-        return Layout((hidden.shape[1] - begins_with_cls(tower),) * len(hidden))
+    def token_rows(self, config: Any, tower: nn.Module, call: Call, hidden: Float[Tensor, "b l d"]) -> TokenRows:
+        return TokenRows((hidden.shape[1] - begins_with_cls(tower),) * len(hidden))
 
     def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
         return call  # nothing in it is of rows

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..parts.vision import BlockRun, Call, Layout
+from ..parts.vision import BlockRun, Call, TokenRows
 from ..seen.vision import VisionBlock
 from .clip_tower import ClipTower, begins_with_cls, grid_units
 
@@ -35,11 +35,11 @@ class GridTower(ClipTower):
             )
         return super().read(tower, block, run)
 
-    def layout(self, config: Any, tower: nn.Module, call: Call, hidden: Float[Tensor, "b l d"]) -> Layout:
+    def token_rows(self, config: Any, tower: nn.Module, call: Call, hidden: Float[Tensor, "b l d"]) -> TokenRows:
         pictures, length = hidden.shape[:2]
         unit = self.side(config) ** 2
         tokens = (length - begins_with_cls(tower)) // unit
-        return Layout((tokens,) * pictures, unit, grid_units(pictures, length, tokens))
+        return TokenRows((tokens,) * pictures, unit, grid_units(pictures, length, tokens))
 
     def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
         if (mask := _mask(call)) is None:

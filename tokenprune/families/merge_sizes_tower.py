@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import PromptError
-from ..parts.vision import BlockRun, Call, Layout
+from ..parts.vision import BlockRun, Call, TokenRows
 from ..seen.vision import VisionBlock
 from .packed_tower import PackedTower, rotation
 
@@ -44,14 +44,14 @@ class MergeSizesTower(PackedTower):
         lengths, scaling = tuple(run.call[1]["cu_seqlens"].diff().tolist()), block.self_attn.scaling
         return VisionBlock(queries, keys, run.output, lengths, scaling, cls=False, rotate=rotation(run.call))
 
-    def layout(self, config: Any, tower: Any, call: Call, hidden: Float[Tensor, "r d"]) -> Layout:
+    def token_rows(self, config: Any, tower: Any, call: Call, hidden: Float[Tensor, "r d"]) -> TokenRows:
         sides = {side for *_, side in self.frames(tower, call)}
         if len(sides) > 1:
             raise PromptError(
                 f"passes inside the vision tower want pictures of one merge size, got {sorted(sides)}: "
                 "show such pictures in prompts of their own"
             )
-        return super().layout(config, tower, call, hidden)
+        return super().token_rows(config, tower, call, hidden)
 
     def sources(self, tower: Any, call: Call, projected: tuple[int, ...], rows: int) -> Int[Tensor, "m u"]:
         """Where merge sizes differ, rows of small tokens are named several times: their means stay what they are."""

@@ -12,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..parts.vision import BlockRun, Call, Layout, VisionAdapter
+from ..parts.vision import BlockRun, Call, TokenRows, VisionAdapter
 from ..seen.vision import VisionBlock
 
 
@@ -60,9 +60,9 @@ class PackedTower(VisionAdapter):
     def places(self, tower: Any, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
         return raster([(h // side, w // side) for h, w, side in self.frames(tower, call)])
 
-    def layout(self, config: Any, tower: Any, call: Call, hidden: Float[Tensor, "r d"]) -> Layout:
+    def token_rows(self, config: Any, tower: Any, call: Call, hidden: Float[Tensor, "r d"]) -> TokenRows:
         frames = self.frames(tower, call)
-        return Layout(tuple(h * w // side**2 for h, w, side in frames), frames[0][2] ** 2 if frames else 1)
+        return TokenRows(tuple(h * w // side**2 for h, w, side in frames), frames[0][2] ** 2 if frames else 1)
 
     def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
         args, named = call

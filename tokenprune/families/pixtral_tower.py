@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..parts.vision import BlockRun, Call, Layout, VisionAdapter
+from ..parts.vision import BlockRun, Call, TokenRows, VisionAdapter
 from ..seen.vision import VisionBlock
 from .packed_tower import narrowed_ends, raster, rotation
 
@@ -59,9 +59,9 @@ class PixtralTower(VisionAdapter):
         side = math.isqrt(sum(h * w for h, w in grids) // math.prod(projected))
         return raster([(h // side, w // side) for h, w in grids])
 
-    def layout(self, config: Any, tower: Any, call: Call, hidden: Float[Tensor, "1 r d"]) -> Layout:
+    def token_rows(self, config: Any, tower: Any, call: Call, hidden: Float[Tensor, "1 r d"]) -> TokenRows:
         grids, side = _grids(tower, call), config.spatial_merge_size
-        return Layout(tuple(h * w // side**2 for h, w in grids), side**2, _units(grids, side))
+        return TokenRows(tuple(h * w // side**2 for h, w in grids), side**2, _units(grids, side))
 
     def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
         args, named = call

@@ -27,7 +27,7 @@ class BlockRun:
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class TokenRows:
     """Where the tokens of a tower's run lie among its rows.
 
     Rows of pictures follow each other, and a picture's CLS row, if it has one, is its first.
@@ -93,7 +93,7 @@ class VisionAdapter(ABC):
     def places(self, tower: nn.Module, call: Call, projected: tuple[int, ...]) -> Int[Tensor, "m 3"]:
         """Picture, row and column of each of the projector's output rows, counted in such rows; -1: no such place."""
 
-    def layout(self, config: Any, tower: nn.Module, call: Call, hidden: Tensor) -> Layout:
+    def token_rows(self, config: Any, tower: nn.Module, call: Call, hidden: Tensor) -> TokenRows:
         """Of a run whose rows enter the first block, in a model of this config. Towers that refuse passes need none."""
         raise NotImplementedError
 

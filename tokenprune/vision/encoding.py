@@ -60,7 +60,7 @@ class Encoding:
             code=self.code,
             states=states,
             state_rows=survivors.rows_of_tokens if state_rows is None else state_rows,
-            grid=partial(stage.grid, self.adapter, self.tower, self.call, survivors.layout.tokens),
+            grid=partial(stage.grid, self.adapter, self.tower, self.call, survivors.came.tokens),
         )
         self.survivors, hidden = stage.prune(given, survivors, hidden)
         self.captured = None
@@ -115,7 +115,7 @@ class Encoding:
         """
         if (survivors := self.survivors) is None or not survivors.pruned:
             return output
-        rows = output.new_zeros(sum(survivors.layout.tokens), output.shape[-1])
+        rows = output.new_zeros(sum(survivors.came.tokens), output.shape[-1])
         return rows.index_copy(0, survivors.in_order(survivors.tokens_as_they_came), output)
 
     def capture(self, block: nn.Module, call: Call) -> None:

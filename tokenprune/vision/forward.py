@@ -174,9 +174,9 @@ class VisionPruner:
 
     def _plan_stages(self, encoding: Encoding, hidden: Float[Tensor, "*r d"]) -> None:
         """What will go, now that the sizes of the pictures are known."""
-        layout = self.adapter.layout(self.config, encoding.tower, encoding.call, hidden)
-        if layout.tokens:
-            encoding.survivors = arriving(layout, hidden.shape[:-1].numel(), hidden.device)
+        came = self.adapter.token_rows(self.config, encoding.tower, encoding.call, hidden)
+        if came.tokens:
+            encoding.survivors = arriving(came, hidden.shape[:-1].numel(), hidden.device)
             encoding.stages = self.plan(self.depth, encoding.survivors.tokens_of_groups)
 
     def _untap(self) -> None:

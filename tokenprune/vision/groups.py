@@ -24,7 +24,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..errors import PromptError
-from ..parts.vision import Call, Layout
+from ..parts.vision import Call, TokenRows
 
 LEFT = -1
 """The hole code of a slot that is still there."""
@@ -59,7 +59,7 @@ class Survivors:
         groups: by size.
         counts: slots of each picture, as it came.
         cls: 1 where a CLS row is each picture's first slot, else 0.
-        layout: where the rows of each token were when they came.
+        came: where the rows of each token were when they came.
         codes: of every slot that came, what its hole will say (`holes.py`), or `LEFT`.
         pruned: whether a stage has dropped some.
         proportional: whether attention counts each row as often as the tokens it stands for.
@@ -68,7 +68,7 @@ class Survivors:
     groups: tuple[Group, ...]
     counts: tuple[int, ...]
     cls: int
-    layout: Layout
+    came: TokenRows
     codes: Int[Tensor, "s"]
     pruned: bool = False
     proportional: bool = False
@@ -76,7 +76,7 @@ class Survivors:
     @property
     def unit(self) -> int:
         """Rows of a token."""
-        return self.layout.unit
+        return self.came.unit
 
     @property
     def tokens_of_groups(self) -> list[int]:
@@ -178,7 +178,7 @@ class Survivors:
         )
         codes = torch.cat([codes[cls:] for codes in torch.split(self.codes, list(self.counts))])
         tokens = tuple(count - cls for count in self.counts)
-        return replace(self, groups=groups, counts=tokens, cls=0, layout=Layout(tokens, unit), codes=codes)
+        return replace(self, groups=groups, counts=tokens, cls=0, came=TokenRows(tokens, unit), codes=codes)
 
     @property
     def _rows_came(self) -> list[int]:
@@ -193,7 +193,7 @@ class Survivors:
     @cached_property
     def _rows_as_they_came(self) -> list[Int[Tensor, "u k m"]]:
         """By group, the rows of each token that is left, counted in those that came."""
-        if (rows := self.layout.rows) is not None:
+        if (rows := self.came.rows) is not None:
             return [rows[tokens] for tokens in self.tokens_as_they_came]
         return self._rows_side_by_side(
             self._rows_came, [group.slots[:, self.cls :] - self.cls for group in self.groups]
@@ -223,16 +223,16 @@ class Survivors:
         return [torch.tensor([firsts[number] for number in group.members], device=device) for group in self.groups]
 
 
-def arriving(layout: Layout, rows: int, device: torch.device) -> Survivors:
+def arriving(came: TokenRows, rows: int, device: torch.device) -> Survivors:
     """Pictures laid out so, in an encoding of `rows` rows; what is over is CLS rows."""
-    cls = (rows - layout.unit * sum(layout.tokens)) // len(layout.tokens)
-    counts = tuple(count + cls for count in layout.tokens)
+    cls = (rows - came.unit * sum(came.tokens)) // len(came.tokens)
+    counts = tuple(count + cls for count in came.tokens)
     groups = []
     for count in dict.fromkeys(counts):
         members = tuple(number for number, other in enumerate(counts) if other == count)
         slots = torch.arange(count, device=device).expand(len(members), count)
         fault = torch.zeros(len(members), dtype=torch.long, device=device)
         groups.append(Group(members, slots, torch.ones(slots.shape, device=device), fault))
-    if layout.rows is not None:
-        layout = replace(layout, rows=layout.rows.to(device))
-    return Survivors(tuple(groups), counts, cls, layout, torch.full((sum(counts),), LEFT, device=device))
+    if came.rows is not None:
+        came = replace(came, rows=came.rows.to(device))
+    return Survivors(tuple(groups), counts, cls, came, torch.full((sum(counts),), LEFT, device=device))
