@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_flash import fake_flash
 from families import IMAGE, VIDEO, Prompt, inputs, model
 from family_towers import own_attention, squares, tokens_gone
 from masking import hidden_by_mask
@@ -51,6 +53,8 @@ class Salient(VisionScorer):
 @dataclass(frozen=True)
 class Folding(VisionScorer):
     """Token j goes into token j % keep."""
+
+    proportional: bool = False
 
     def rank(self, pictures: Pictures) -> Ranking:
         return Ranking(-pictures.tokens.float(), pictures.tokens % pictures.keep)
@@ -247,6 +251,46 @@ def test_keeping_all_is_no_pruning(family: str, attention: str) -> None:
     with setup.pruned(tower(Salient(), name="spread", strategy="mean", keep=1.0)):
         kept = setup.encode()
     assert all(torch.equal(ours, plain) for ours, plain in zip(kept, setup.encode(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "smolvlm", "cohere2_vision", "paligemma"])
+def test_proportional_attention_counts_what_was_merged(family: str) -> None:
+    """As often as tokens went into a row: in sdpa and eager alike."""
+
+    def encode(attention: str, proportional: bool) -> Tensor:
+        setup = Setup(family, attention)
+        with setup.pruned(tower(Folding(proportional), "nearest", name="fixed", layer=1, keep=3)):
+            return setup.encode()[0]
+
+    one, other, plain = encode("sdpa", True), encode("eager", True), encode("sdpa", False)
+    left = ~one.isnan().any(-1)
+    assert close(one[left], other[left])
+    assert not close(one[left], plain[left])
+
+
+@pytest.mark.parametrize("family", ["internvl", "mistral3", "qwen2_vl"])
+def test_proportional_attention_without_a_mask_is_refused(family: str) -> None:
+    setup = Setup(family)
+    step = tower(Folding(True), "nearest", name="fixed", layer=1, keep=3)
+    with setup.pruned(step), torch.no_grad(), pytest.raises(UnsupportedModelError, match="set proportional=false"):
+        setup.model(**setup.given)
+
+
+@pytest.mark.parametrize("family", PRUNED)
+def test_flash_attention_sees_what_is_left(family: str) -> None:
+    """It gets the ends of pictures instead of masks, or masks of columns."""
+    setup = Setup(family)
+    with setup.pruned(RECIPES["stages"]):
+        expected = setup.encode()
+    config = setup.adapter.towers(setup.base)[0].config
+    lm = SimpleNamespace(model=SimpleNamespace(language_model=SimpleNamespace(config=config)))
+    with fake_flash(lm) as calls, setup.pruned(RECIPES["stages"]):
+        found = setup.encode()
+    assert calls
+    for ours, theirs in zip(found, expected, strict=True):
+        left = ~theirs.isnan().any(-1)
+        assert torch.equal(ours.isnan().any(-1), ~left)
+        assert close(ours[left], theirs[left])
 
 
 # -- states ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,17 +105,18 @@ class ClipTower(VisionAdapter):
         return call  # nothing in it is of rows
 
     def weigh(self, block: Any, call: Call, sizes: Float[Tensor, "b l"]) -> Call:
-        used = block.self_attn.config._attn_implementation
+        used = getattr(block, self.attention).config._attn_implementation
         if used not in ("sdpa", "eager"):
             raise UnsupportedModelError(
                 f"proportional attention needs a mask that is added to the logits, which {used} does not take: set "
                 "proportional=false, or load the vision tower with sdpa"
             )
-        args, named = call
-        mask = sizes.log()[:, None, None]  # b 1 1 l
-        if "attention_mask" in named:
-            return args, {**named, "attention_mask": mask}
-        return (args[0], mask, *args[2:]), named
+        if "attention_mask" not in inspect.signature(block.forward).parameters:
+            return super().weigh(block, call, sizes)
+        mask, hidden = sizes.log()[:, None, None], attention_mask(call)  # b 1 1 l
+        if hidden is not None:
+            mask = torch.where(hidden, mask, -torch.inf) if hidden.dtype is torch.bool else hidden + mask
+        return with_mask(call, mask)
 
     def refuse(self, config: Any) -> str | None:
         if not isinstance(_feature_layer(config), int):
@@ -138,6 +140,21 @@ def grid_units(pictures: int, length: int, tokens: int) -> Int[Tensor, "m u"]:
     else:
         units = patches[:, None]
     return (torch.arange(pictures)[:, None, None] * length + units).flatten(0, 1)
+
+
+def attention_mask(call: Call) -> Tensor | None:
+    """The mask that a block is called with, by position or by name, if it is."""
+    args, named = call
+    found = named.get("attention_mask", args[1] if len(args) > 1 else None)
+    return found if isinstance(found, Tensor) else None
+
+
+def with_mask(call: Call, mask: Tensor) -> Call:
+    """The call with another mask."""
+    args, named = call
+    if "attention_mask" in named:
+        return args, {**named, "attention_mask": mask}
+    return (args[0], mask, *args[2:]), named
 
 
 def begins_with_cls(tower: nn.Module) -> bool:

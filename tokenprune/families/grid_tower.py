@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..parts.vision import BlockRun, Call, TokenRows
 from ..seen.vision import VisionBlock
-from .clip_tower import ClipTower, begins_with_cls, grid_units
+from .clip_tower import ClipTower, attention_mask, begins_with_cls, grid_units, with_mask
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class GridTower(ClipTower):
     whole: bool = True
 
     def read(self, tower: nn.Module, block: Any, run: BlockRun) -> VisionBlock:
-        if (mask := _mask(run.call)) is not None and bool((~mask if mask.dtype is torch.bool else mask < 0).any()):
+        if (mask := attention_mask(run.call)) is not None and bool(
+            (~mask if mask.dtype is torch.bool else mask < 0).any()
+        ):
             raise UnsupportedModelError(
                 "padded pictures hide patches from the vision tower's attention, and it cannot be computed again "
                 "without them: give pictures of one size, without a pixel_attention_mask"
@@ -42,7 +44,7 @@ class GridTower(ClipTower):
         return TokenRows((tokens,) * pictures, unit, grid_units(pictures, length, tokens))
 
     def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
-        if (mask := _mask(call)) is None:
+        if (mask := attention_mask(call)) is None:
             return call
         pictures, length = len(mask), mask.shape[-1]
         own = rows.view(pictures, -1) - torch.arange(pictures, device=rows.device)[:, None] * length
@@ -52,14 +54,4 @@ class GridTower(ClipTower):
             heads, left = mask.shape[1], own.shape[1]
             mask = mask.gather(2, own[:, None, :, None].expand(-1, heads, -1, length))
             mask = mask.gather(3, own[:, None, None].expand(-1, heads, left, -1))
-        args, named = call
-        if "attention_mask" in named:
-            return args, {**named, "attention_mask": mask}
-        return (args[0], mask, *args[2:]), named
-
-
-def _mask(call: Call) -> Tensor | None:
-    """The attention mask of a block's call, by position or by name, if it has one."""
-    args, named = call
-    found = named.get("attention_mask", args[1] if len(args) > 1 else None)
-    return found if isinstance(found, Tensor) else None
+        return with_mask(call, mask)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..parts.vision import BlockRun, Call, TokenRows, VisionAdapter
 from ..seen.vision import VisionBlock
+from .clip_tower import attention_mask, with_mask
 from .packed_tower import narrowed_ends, raster, rotation
 
 
@@ -70,12 +71,9 @@ class PixtralTower(VisionAdapter):
         for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
             if name in named:
                 narrowed[name] = narrowed_ends(named[name], len(cos), rows)
-        if (mask := _mask(call)) is None:
-            return args, {**named, **narrowed}
-        mask = mask[..., rows[:, None], rows]
-        if "attention_mask" in named:
-            return args, {**named, **narrowed, "attention_mask": mask}
-        return (args[0], mask, *args[2:]), {**named, **narrowed}
+        narrower = args, {**named, **narrowed}
+        mask = attention_mask(call)
+        return narrower if mask is None else with_mask(narrower, mask[..., rows[:, None], rows])
 
 
 def _grids(tower: Any, call: Call) -> list[tuple[int, int]]:
@@ -97,16 +95,9 @@ def _units(grids: list[tuple[int, int]], side: int) -> Int[Tensor, "t u"]:
     )
 
 
-def _mask(call: Call) -> Tensor | None:
-    """Who sees whom, `1 1 r r`; None under flash attention, which gets the ends of pictures instead."""
-    args, named = call
-    found = named.get("attention_mask", args[1] if len(args) > 1 else None)
-    return found if isinstance(found, Tensor) else None
-
-
 def _ends(call: Call) -> Int[Tensor, "c"]:
-    """Where pictures end: rows that see each other follow each other."""
-    if (mask := _mask(call)) is None:
+    """Where pictures end; flash attention is told, and in a mask rows that see each other follow each other."""
+    if (mask := attention_mask(call)) is None:
         return call[1]["cu_seq_lens_q"]
     first = (mask[0, 0] == 0).int().argmax(1)  # that each row sees
     _, counts = torch.unique_consecutive(first, return_counts=True)
