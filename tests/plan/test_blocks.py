@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 import tokenprune
-from tokenprune.parts.published import Block
+from tokenprune.parts.published import BlockSize
 from tokenprune.plan.blocks import blocks
 from tokenprune.plan.cost import DecoderSize, KvBlocks
 from tokenprune.show.report import report
@@ -155,7 +155,7 @@ def measured(name: str) -> tuple[Any, list[int], list[int]]:
     return config, flops, [sum(state.numel() for state in pair if state is not None) for pair in pairs]
 
 
-def left_out(config: Any, number: int, block: Block) -> int:
+def left_out(config: Any, number: int, block: BlockSize) -> int:
     """What torch counts in a block besides: work that kernels for this type do not do, or only in their own way."""
     kind = config.layer_types[number] if getattr(config, "layer_types", None) else FULL
     extra = 0

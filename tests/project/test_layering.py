@@ -108,7 +108,10 @@ def test_families_are_known_to_their_files_only(path: Path) -> None:
             assert not (node.module or "").startswith("transformers.models")
 
 
-FAMILIES = ("llava", "qwen", "glm4", "video_llama")
+FAMILIES = (
+    "llava", "qwen", "glm4", "video_llama", "gemma", "internvl", "mistral", "pixtral", "idefics", "smolvlm",
+    "llama4", "aya_vision", "cohere",
+)  # fmt: skip
 """What the names of the families have in common: their model types, classes and published models."""
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..model.anatomy import STATES, Anatomy
 from ..state.view import View
 from .families import Prompt
-from .masking import hidden_by_mask
-from .shortened import kept_columns, shortened
+from ..verify.masking import hidden_by_mask
+from ..verify.shortened import kept_columns, shortened
 
 
 def reference(

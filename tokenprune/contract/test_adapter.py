@@ -25,7 +25,7 @@ from ..parts.vision import VisionAdapter
 from ..state.prompt import Prompt as PromptState
 from .base import Contract
 from .families import ONE, RAGGED, Family, Prompt
-from .masking import hidden_by_mask
+from ..verify.masking import hidden_by_mask
 from .reference import reference
 from .trials import Tried, same, watched
 

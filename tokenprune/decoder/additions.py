@@ -13,16 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import ops
-from ..parts.adapter import Adapter
 from .run import ForwardPass
 
 
 def take_over(forward: ForwardPass) -> None:
-    """For this prefill, if its family says what is added at all."""
-    anatomy, taps = forward.pipeline.anatomy, forward.taps
-    assert taps is not None
-    if type(anatomy.adapter).additions is not Adapter.additions:
-        taps.before(anatomy.decoder, partial(_take_out, forward), first=True)
+    """For this prefill."""
+    assert forward.taps is not None
+    forward.taps.before(forward.pipeline.anatomy.decoder, partial(_take_out, forward), first=True)
 
 
 def _take_out(forward: ForwardPass, args: Any, kwargs: dict[str, Any]) -> Any:

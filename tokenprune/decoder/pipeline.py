@@ -10,7 +10,7 @@ from typing import Any
 from ..amounts import Budget
 from ..errors import BudgetError, LayerError, UnsupportedModelError
 from ..model import ranks
-from ..model.anatomy import FULL, STATES, WINDOWS, Anatomy
+from ..model.anatomy import ALONE, FULL, STATES, WINDOWS, Anatomy
 from ..model.ranks import Ranks
 from ..model.taps import Live
 from ..parts.fact import Fact
@@ -101,7 +101,7 @@ def needed(recipe: Recipe) -> dict[str, Fact]:
 def _refuse(anatomy: Anatomy, shared: Ranks) -> None:
     """Raise UnsupportedModelError for what pruning cannot follow, whatever the prompt."""
     reason = anatomy.adapter.refuse(anatomy.config) or ranks.refuse(anatomy, shared)
-    if unknown := sorted({*anatomy.kinds} - {FULL, *WINDOWS, *STATES}):
+    if unknown := sorted({*anatomy.kinds} - {FULL, *WINDOWS, *STATES, *ALONE}):
         reason = reason or f"nobody has followed what its blocks of {', '.join(unknown)} do with dropped columns"
     if not getattr(anatomy.text, "is_causal", True):
         reason = reason or BOTH_WAYS

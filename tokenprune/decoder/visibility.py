@@ -19,7 +19,7 @@ from transformers.masking_utils import create_causal_mask
 
 from .. import ops
 from ..errors import PromptError
-from ..model.anatomy import FULL, STATES
+from ..model.anatomy import ALONE, FULL, STATES
 from ..parts.attention import RotaryTables, of_tables
 from ..state import cache as caches
 from ..state.view import View
@@ -72,6 +72,8 @@ def _changed(
         return None
     if kind in STATES:
         return _of_states(forward, block)
+    if kind in ALONE:
+        return {}
     changed = {"attention_mask": mask(forward, block, hidden, kwargs.get("attention_mask"))}
     positions, tables = rotary(forward, block, kind, hidden, kwargs)
     if tables is not None:

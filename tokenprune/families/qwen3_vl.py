@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
-
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,17 +17,6 @@ class Qwen3VLAdapter(Adapter):
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     tiny = TINY
-
-    def additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[int, Float[Tensor, "b s d"]]]:
-        stacked = kwargs.get("deepstack_visual_embeds")
-        if stacked is None:
-            return kwargs, {}
-        columns = kwargs["visual_pos_masks"]
-        rows = {}
-        for block, features in enumerate(stacked):
-            empty = features.new_zeros(*columns.shape, features.shape[-1])
-            rows[block] = empty.masked_scatter(columns[..., None].to(features.device), features)
-        return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}, rows
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         return packed_boxes(given)

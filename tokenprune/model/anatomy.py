@@ -25,6 +25,9 @@ WINDOWS = frozenset({"sliding_attention", "chunked_attention"})
 STATES = frozenset({"linear_attention", "conv"})
 """Layer types of blocks that keep a state instead of columns: what went through them cannot be hidden later."""
 
+ALONE = frozenset({"mlp", "moe"})
+"""Layer types of blocks where each column is by itself."""
+
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:

@@ -48,7 +48,14 @@ class Adapter(ABC):
     model_types: ClassVar[tuple[str, ...]]
     """Values of `config.model_type` this adapter answers for."""
 
-    placeholders: ClassVar[tuple[str, ...]] = ("image_token_id", "video_token_id")
+    placeholders: ClassVar[tuple[str, ...]] = (
+        "image_token_id",
+        "image_token_index",
+        "image_patch_id",
+        "media_placeholder_token_id",
+        "video_token_id",
+        "video_token_index",
+    )
     """Config attributes that hold the token ids of visual placeholders; those that a config lacks do not count."""
 
     published: ClassVar[tuple[Published, ...]] = ()
@@ -119,9 +126,17 @@ class Adapter(ABC):
 
         Gets the arguments of the decoder's forward, by name. Gives those arguments without the additions, and the
         additions by the number of the block whose output they are added to: a row for each column of the prompt, zeros
-        where nothing is added. Columns are dropped and the rest must get its own rows, so the engine adds them.
+        where nothing is added. Columns are dropped and the rest must get its own rows, so the engine adds them. By
+        default those that transformers calls `deepstack_visual_embeds`, one for each of the first blocks.
         """
-        return kwargs, {}
+        stacked = kwargs.get("deepstack_visual_embeds")
+        if stacked is None:
+            return kwargs, {}
+        columns, rows = kwargs["visual_pos_masks"], {}
+        for block, features in enumerate(stacked):
+            empty = features.new_zeros(*columns.shape, features.shape[-1])
+            rows[block] = empty.masked_scatter(columns[..., None].to(features.device), features)
+        return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}, rows
 
     def visual(self, config: Any, input_ids: Int[Tensor, "b s"]) -> Bool[Tensor, "b s"]:
         """Which columns are placeholders of picture or video tokens."""

@@ -54,9 +54,7 @@ class Attention:
         if not all(modules.values()):
             return None
         size, outer = own.head_dim, getattr(own, "o_proj", None)
-        norms = {name: getattr(own, f"{name[0]}_norm", None) or getattr(own, "qk_norm", None) for name in modules}
-        if not hasattr(own, "v_norm"):
-            norms.pop("values")
+        norms = {name: _norm(own, name[0]) for name in modules}
         return cls(
             modules=modules,
             size=size,
@@ -101,6 +99,12 @@ def rotation(module: Any) -> Callable[[Tensor, RotaryTables], Tensor] | None:
     if names[2:3] == ["freqs_cis"]:  # complex numbers, and heads behind rows
         return lambda states, table: function(*[states.transpose(1, 2)] * 2, table)[0].transpose(1, 2)
     return None
+
+
+def _norm(own: Any, letter: str) -> Any:
+    """What an attention's queries, keys or values go through before RoPE; None if they do not."""
+    names = (f"{letter}_norm", f"{letter}_layernorm", *(["qk_norm"] if letter in "qk" else []))
+    return next((found for name in names if (found := getattr(own, name, None)) is not None), None)
 
 
 def _normed(norm: Any, states: Float[Tensor, "r heads dh"]) -> Float[Tensor, "r heads dh"]:

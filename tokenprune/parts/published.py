@@ -14,7 +14,7 @@ IMAGE, VIDEO = 32000, 32001
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockSize:
     """What one decoder block does with each of its tokens.
 
     Attributes:
@@ -67,7 +67,7 @@ class Sizes:
     vision_depth: int = 0
     pictures: int = 1
     cls: int = 0
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[BlockSize, ...] = ()
 
 
 def _nothing(depth: int, width: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..parts.published import Block
+from ..parts.published import BlockSize
 from .feed_forward import feed_forward
 
 WINDOWS = {
@@ -21,7 +21,7 @@ ALONE = ("moe", "mlp")
 """Layer types of blocks that are a feed-forward and nothing else."""
 
 
-def blocks(text: Any) -> tuple[Block, ...]:
+def blocks(text: Any) -> tuple[BlockSize, ...]:
     """Every block of a text config."""
     types, shared = layer_types(text), getattr(text, "num_kv_shared_layers", None) or 0
     return tuple(_block(of_block(text, i), i, kind, i >= len(types) - shared) for i, kind in enumerate(types))
@@ -52,14 +52,14 @@ def heads(text: Any, kind: str = "") -> tuple[int, int, int]:
     return queries, kv, size or text.hidden_size // queries
 
 
-def _block(text: Any, block: int, kind: str, shares: bool) -> Block:
+def _block(text: Any, block: int, kind: str, shares: bool) -> BlockSize:
     rest = feed_forward(text, block, shares) + _per_layer_inputs(text)
     if kind in ALONE:
-        return Block(rest, attention=0, kv=0)
+        return BlockSize(rest, attention=0, kv=0)
     if kind == "conv":
-        return Block(rest + _short_convolution(text), attention=0, kv=0)
+        return BlockSize(rest + _short_convolution(text), attention=0, kv=0)
     if kind == "linear_attention" and hasattr(text, "linear_num_value_heads"):
-        return Block(rest + _gated_delta_net(text), attention=0, kv=0)
+        return BlockSize(rest + _gated_delta_net(text), attention=0, kv=0)
     if getattr(text, "kv_lora_rank", None) and kind != "linear_attention":
         return _latent_attention(text, rest)
     queries, kv, size = heads(text, kind)
@@ -67,8 +67,8 @@ def _block(text: Any, block: int, kind: str, shares: bool) -> Block:
     projected = (3 if _is_gated(text) else 2) * inner + (2 if _has_values(text, kind) else 1) * own
     weights = rest + text.hidden_size * projected
     if kind == "linear_attention":  # one whose fields are unknown here: projections as of full attention
-        return Block(weights, attention=0, kv=0)
-    return Block(weights, inner, 2 * own, getattr(text, WINDOWS[kind], None) if kind in WINDOWS else None)
+        return BlockSize(weights, attention=0, kv=0)
+    return BlockSize(weights, inner, 2 * own, getattr(text, WINDOWS[kind], None) if kind in WINDOWS else None)
 
 
 def _has_values(text: Any, kind: str) -> bool:
@@ -103,7 +103,7 @@ def _short_convolution(text: Any) -> int:
     return 4 * width * width + width * int(text.conv_L_cache)
 
 
-def _latent_attention(text: Any, rest: int) -> Block:
+def _latent_attention(text: Any, rest: int) -> BlockSize:
     """Multi-head latent attention (arXiv 2405.04434, Eq. 9 to 13); its cache keeps the latent and the rotated keys."""
     queries: int = text.num_attention_heads
     keys, values = text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim
@@ -111,7 +111,7 @@ def _latent_attention(text: Any, rest: int) -> Block:
     query = squeezed * (text.hidden_size + queries * keys) if squeezed else text.hidden_size * queries * keys
     latent = text.hidden_size * (rank + text.qk_rope_head_dim) + rank * queries * (text.qk_nope_head_dim + values)
     weights = query + latent + queries * values * text.hidden_size
-    return Block(rest + weights, queries * (keys + values) // 2, rank + text.qk_rope_head_dim)
+    return BlockSize(rest + weights, queries * (keys + values) // 2, rank + text.qk_rope_head_dim)
 
 
 def _per_layer_inputs(text: Any) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from ..parts.published import Block, Sizes
+from ..parts.published import BlockSize, Sizes
 from .blocks import blocks, heads, of_block
 from .feed_forward import dense
 
@@ -68,13 +68,13 @@ class DecoderSize(Sizes):
         return plain if all(block == plain.plain for block in described) else replace(plain, blocks=described)
 
     @property
-    def plain(self) -> Block:
+    def plain(self) -> BlockSize:
         """A block with attention to all tokens and one gated feed-forward (smaller k/v projections under GQA)."""
         inner, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        return Block(self.width * (2 * inner + 2 * kv) + 3 * self.ffn * self.width, inner, 2 * kv)
+        return BlockSize(self.width * (2 * inner + 2 * kv) + 3 * self.ffn * self.width, inner, 2 * kv)
 
     @property
-    def each(self) -> tuple[Block, ...]:
+    def each(self) -> tuple[BlockSize, ...]:
         """What every block costs."""
         return self.blocks or (self.plain,) * self.depth
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RegistryError, UnknownNameError, UnsupportedModelError
@@ -50,6 +50,8 @@ class Registry:
     entries: dict[str, dict[str, Entry]]
     broken: tuple[Broken, ...]
     contested: dict[str, dict[str, tuple[Entry, ...]]]
+    adopted: dict[tuple[str, str], Adapter] = field(default_factory=dict)
+    """For models that nobody wrote an adapter for, by the types of the model and of its decoder: see `verify`."""
 
     def get(self, kind: str, name: str) -> Any:
         """The registered thing. Raises UnknownNameError with the closest name, RegistryError if it is contested."""
@@ -80,11 +82,19 @@ class Registry:
         for name, rivals in self.contested["adapter"].items():
             if any(model_type in entry.part.model_types for entry in rivals):
                 self.get("adapter", name)
+        if (adopted := self.adopted.get(types(config))) is not None:
+            return adopted
         known = sorted({t for entry in self.entries["adapter"].values() for t in entry.part.model_types})
         raise UnsupportedModelError(
             f"no adapter for model type {model_type!r}: supported are {', '.join(known)}. "
             "docs/add-a-family.md shows how to add one."
         )
+
+
+def types(config: Any) -> tuple[str, str]:
+    """Of a model and of its decoder."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    return str(getattr(config, "model_type", None)), str(getattr(text, "model_type", None))
 
 
 def contest(what: str, rivals: Sequence[Entry]) -> str:

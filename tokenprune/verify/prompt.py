@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Prompt:
         visual: which columns stand for picture tokens.
         grids: rows and columns of each picture's tokens, in the order of the batch.
         sizes: tokens of each picture.
+        earlier: tokens of each picture before these, in the batch that a row is of.
     """
 
     ids: Int[Tensor, "b s"]
@@ -39,6 +41,15 @@ class Prompt:
     visual: Bool[Tensor, "b s"]
     grids: tuple[tuple[int, int], ...]
     sizes: tuple[int, ...]
+    earlier: tuple[int, ...] = ()
+
+    def alone(self, row: int) -> Prompt:
+        """One row without its padding."""
+        counts, at = [self.visual[: row + n].sum() for n in (0, 1)], [0, *accumulate(self.sizes)]
+        start, stop = (at.index(int(count)) for count in counts)
+        real = self.mask[row].bool()
+        ids, mask, visual = (rows[row][real][None] for rows in (self.ids, self.mask, self.visual))
+        return Prompt(ids, mask, visual, self.grids[start:stop], self.sizes[start:stop], self.sizes[:start])
 
 
 def prompt(config: Any, image: int, newlines: bool) -> Prompt:

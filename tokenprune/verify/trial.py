@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,6 +78,12 @@ class Trial:
         """Arguments of the model's forward, new at each call: models take out of them what they used."""
         return self._given(1)
 
+    def alone(self, row: int) -> Trial:
+        """One prompt of the batch, without its padding."""
+        made = self.prompt.alone(row)
+        form = self.form if made.sizes else None
+        return replace(self, prompt=made, arguments=arguments(self.model, made), form=form)
+
     @property
     def visual(self) -> Bool[Tensor, "b s"]:
         """Which columns stand for picture tokens."""
@@ -93,7 +99,8 @@ class Trial:
             name: value.clone() if isinstance(value, Tensor) else value for name, value in self.arguments.items()
         }
         if self.form is not None:
-            pictures = [sign * picture for picture in features(self.model, self.prompt.sizes)]
+            before, sizes = self.prompt.earlier, self.prompt.sizes
+            pictures = [sign * picture for picture in features(self.model, (*before, *sizes))[len(before) :]]
             given["mm_encoder_outputs"] = {"image": self.form(pictures, self.model.config)}
         return given
 
@@ -114,7 +121,7 @@ def _prompts(config: Any, image: int) -> list[Prompt]:
 def arguments(model: Any, made: Prompt) -> dict[str, Tensor | None]:
     """What the model's forward takes beside features; None for what it demands and needs for pixels only."""
     side = merge(model.config)
-    grid = torch.tensor([[1, h * side, w * side] for h, w in made.grids])
+    grid = torch.tensor([[1, h * side, w * side] for h, w in made.grids]).view(-1, 3)
     offered = {
         "input_ids": made.ids,
         "attention_mask": made.mask,
@@ -126,7 +133,9 @@ def arguments(model: Any, made: Prompt) -> dict[str, Tensor | None]:
     }
     wanted = inspect.signature(model.forward).parameters.values()
     demanded = {one.name: None for one in wanted if one.default is one.empty and one.kind is not one.VAR_KEYWORD}
-    return demanded | {one.name: offered[one.name] for one in wanted if one.name in offered}
+    pictures = ("image_grid_thw", "image_grid_hw", "image_merge_sizes")
+    known = {name: value for name, value in offered.items() if made.grids or name not in pictures}
+    return demanded | {one.name: known[one.name] for one in wanted if one.name in known}
 
 
 def build(config: Any) -> Any:

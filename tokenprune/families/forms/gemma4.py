@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ...parts import tiny
@@ -73,7 +74,10 @@ def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
     return pictures * patches // 4, inputs
 
 
+VIDEO = tuple(map(int, version("transformers").split(".")[:2])) >= (5, 23)
+"""Whether its forward takes videos: before, only `generate` handed on how many frames each has."""
+
 TINY = (
-    tiny.Tiny("gemma4_small", partial(build, **SMALL), media, video=True, types="mm_token_type_ids"),
-    tiny.Tiny("gemma4_large", partial(build, **LARGE), media, video=True, types="mm_token_type_ids"),
+    tiny.Tiny("gemma4_small", partial(build, **SMALL), media, video=VIDEO, types="mm_token_type_ids"),
+    tiny.Tiny("gemma4_large", partial(build, **LARGE), media, video=VIDEO, types="mm_token_type_ids"),
 )

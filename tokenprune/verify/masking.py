@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.anatomy import Anatomy
+from ..parts.adapter import Adapter
 from ..state.view import View
 
 
@@ -21,6 +22,7 @@ def hidden_by_mask(
     views: Mapping[int, View],
     compact: bool | Mapping[int, View] = False,
     folded: Mapping[int, Tensor] | None = None,
+    adapter: Adapter | None = None,
 ) -> Iterator[None]:
     """From block L on, hide every prompt column that is not in `views[L]`; sequence lengths stay as they are.
 
@@ -28,7 +30,7 @@ def hidden_by_mask(
     after which of the steps that happens, and what is left then. `folded[L]` are rows (in the order of the view) that
     take the place of the kept columns on their way into block L of the prefill.
     """
-    anatomy = Anatomy.of(model)
+    anatomy = Anatomy.of(model, adapter)
     valid = attention_mask.bool()
     b, s = valid.shape
     totals = [s]  # columns of the conversation with those of the pass

@@ -16,11 +16,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..model.anatomy import Anatomy
+from ..parts.adapter import Adapter
 from ..state.view import View
 
 
 @contextmanager
-def shortened(model: Any, columns: int, kept: Mapping[int, Int[Tensor, "k"]]) -> Iterator[None]:
+def shortened(
+    model: Any, columns: int, kept: Mapping[int, Int[Tensor, "k"]], adapter: Adapter | None = None
+) -> Iterator[None]:
     """From block L on, rows of `kept[L]` only go on: of the `columns` of one prompt, in a batch of its own."""
     every = torch.arange(columns)
 
@@ -51,7 +54,7 @@ def shortened(model: Any, columns: int, kept: Mapping[int, Int[Tensor, "k"]]) ->
 
     handles = [
         block.register_forward_pre_hook(partial(enter, number), with_kwargs=True)
-        for number, block in enumerate(Anatomy.of(model).blocks)
+        for number, block in enumerate(Anatomy.of(model, adapter).blocks)
     ]
     try:
         yield
