@@ -14,6 +14,7 @@ from ..parts.adapter import Adapter, Given
 from ..parts.attention import Attention
 from .cut import Gap, Layout, Size, closed, cut_boxes, factors, nearest
 from .forms.cohere2_vision import TINY
+from .grid_tower import GridTower
 from .grids import tower_grid
 
 
@@ -34,6 +35,9 @@ class Cohere2VisionAdapter(Adapter):
         """Blocks without a window have no RoPE."""
         found = super().attention(block)
         return found if found is None or getattr(block.self_attn, "sliding_window", True) else replace(found, turn=None)
+
+    def vision_adapter(self) -> GridTower:
+        return GridTower(side=lambda config: config.downsample_factor)
 
 
 def _begins(prompt: Sequence[Gap], number: int) -> bool:

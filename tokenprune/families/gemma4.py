@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..parts.adapter import Adapter, Given
 from .forms.gemma4 import TINY
+from .gemma4_tower import Gemma4Tower
 from .grids import grid_boxes
 
 
@@ -34,3 +35,6 @@ class Gemma4Adapter(Adapter):
             config.image_token_id: [grid(places[None]) for places in pictures],
             config.video_token_id: [grid(places) for places in videos],
         }
+
+    def vision_adapter(self) -> Gemma4Tower:
+        return Gemma4Tower()

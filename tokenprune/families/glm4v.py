@@ -10,6 +10,7 @@ from torch import Tensor
 from ..parts.adapter import Adapter, Given
 from .forms.glm4v import TINY
 from .grids import packed_boxes
+from .packed_tower import PackedTower
 
 
 class Glm4vAdapter(Adapter):
@@ -23,3 +24,6 @@ class Glm4vAdapter(Adapter):
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         return {given.config.image_token_id: [box for boxes in packed_boxes(given).values() for box in boxes]}
+
+    def vision_adapter(self) -> PackedTower:
+        return PackedTower()

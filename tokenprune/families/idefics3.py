@@ -10,6 +10,7 @@ from torch import Tensor
 from ..parts.adapter import Adapter, Given
 from .cut import Gap, Layout, Size, closed, cut_boxes
 from .forms.idefics3 import TINY
+from .grid_tower import GridTower
 from .grids import tower_grid
 
 
@@ -22,6 +23,9 @@ class Idefics3Adapter(Adapter):
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         side = tower_grid(given.config) // given.config.scale_factor
         return {given.config.image_token_id: cut_boxes(given, side, closed, _layout)}
+
+    def vision_adapter(self) -> GridTower:
+        return GridTower(names=("vision_model",), connector="connector", side=lambda config: config.scale_factor)
 
 
 def _layout(picture: Sequence[Gap], size: Size | None) -> Layout:

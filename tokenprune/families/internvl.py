@@ -10,6 +10,7 @@ from torch import Tensor
 from ..parts.adapter import Adapter, Given
 from .cut import Gap, cut_boxes, nearest
 from .forms.internvl import TINY
+from .grid_tower import GridTower
 
 
 class InternVLAdapter(Adapter):
@@ -22,6 +23,9 @@ class InternVLAdapter(Adapter):
         vision = given.config.vision_config
         side = int(vision.image_size[0] // vision.patch_size[0] * given.config.downsample_ratio)
         return {given.config.image_token_id: cut_boxes(given, side, _begins, nearest)}
+
+    def vision_adapter(self) -> GridTower:
+        return GridTower(attention="attention", side=lambda config: round(1 / config.downsample_ratio))
 
 
 def _begins(prompt: Sequence[Gap], number: int) -> bool:

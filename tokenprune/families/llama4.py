@@ -13,6 +13,7 @@ from ..parts.adapter import Adapter, Given
 from .cut import Gap, Layout, Size, closed, cut_boxes
 from .forms.llama4 import TINY
 from .grids import tower_grid
+from .llama4_tower import Llama4Tower
 
 
 class Llama4Adapter(Adapter):
@@ -32,6 +33,9 @@ class Llama4Adapter(Adapter):
         """Blocks without RoPE scale queries by their place in the cache, which is 1 up to here."""
         text = config.get_text_config()
         return int(text.floor_scale) - 1 if text.attn_temperature_tuning else None
+
+    def vision_adapter(self) -> Llama4Tower:
+        return Llama4Tower()
 
 
 def _layout(tile: int, enlarge: bool, picture: Sequence[Gap], size: Size | None) -> Layout | None:

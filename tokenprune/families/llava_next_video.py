@@ -10,9 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..parts.adapter import Adapter, Box, Given
+from .clip_tower import ClipTower
 from .forms.llava_next_video import TINY
 from .grids import clip_window, grid_boxes, tower_grid
 from .tiles import tiled_boxes
+
+CAVEAT = "the model pools the frames of videos between its vision tower and the projector"
 
 
 class LlavaNextVideoAdapter(Adapter):
@@ -35,3 +38,6 @@ class LlavaNextVideoAdapter(Adapter):
         if hasattr(processor, "image_grid_pinpoints"):
             return 0.0, 0.0, 1.0, 1.0
         return clip_window(processor, width, height)
+
+    def vision_adapter(self) -> ClipTower:
+        return ClipTower(newline="image_newline", whole=True, caveat=CAVEAT)

@@ -9,9 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..parts.adapter import Adapter, Given
+from .clip_tower import ClipTower
 from .forms.llava_onevision import TINY
 from .grids import grid_boxes, nowhere, tower_grid
 from .tiles import square_boxes, tiled_boxes
+
+CAVEAT = (
+    "rows of videos, and of pictures with more tokens than vision_aspect_ratio allows, are interpolated by the model "
+    "after its projector"
+)
 
 
 class LlavaOnevisionAdapter(Adapter):
@@ -35,3 +41,6 @@ class LlavaOnevisionAdapter(Adapter):
             ],
             config.video_token_id: [torch.cat([each, nowhere(each[-1:])]) for each in frames],
         }
+
+    def vision_adapter(self) -> ClipTower:
+        return ClipTower(newline="image_newline", caveat=CAVEAT)

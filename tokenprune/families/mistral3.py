@@ -14,6 +14,7 @@ from ..parts.adapter import Adapter, Given
 from ..parts.attention import Attention
 from .forms.mistral3 import TINY
 from .grids import grid_boxes
+from .pixtral_tower import PixtralTower
 
 
 class Mistral3Adapter(Adapter):
@@ -38,3 +39,6 @@ class Mistral3Adapter(Adapter):
             return 1 + beta * torch.log1p((positions / length).floor())
 
         return replace(found, temper=temper)
+
+    def vision_adapter(self) -> PixtralTower:
+        return PixtralTower()

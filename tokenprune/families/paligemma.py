@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..parts.adapter import Adapter, Given
+from .clip_tower import ClipTower
 from .forms.paligemma import TINY
 from .grids import grid_boxes, tower_grid
 
@@ -22,3 +23,6 @@ class PaliGemmaAdapter(Adapter):
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         side = tower_grid(given.config)
         return {given.config.image_token_id: repeat(grid_boxes(1, side, side))}
+
+    def vision_adapter(self) -> ClipTower:
+        return ClipTower()

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..parts.adapter import Adapter, Given
 from .forms.qwen2_vl import TINY
 from .grids import packed_boxes
+from .packed_tower import PackedTower
 
 
 class Qwen2VLAdapter(Adapter):
@@ -20,3 +21,6 @@ class Qwen2VLAdapter(Adapter):
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         return packed_boxes(given)
+
+    def vision_adapter(self) -> PackedTower:
+        return PackedTower()

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..parts.adapter import Adapter, Given
 from .forms.qwen3_5 import TINY
 from .grids import packed_boxes
+from .packed_tower import PackedTower
 
 
 class Qwen3_5Adapter(Adapter):
@@ -20,3 +21,6 @@ class Qwen3_5Adapter(Adapter):
 
     def boxes(self, given: Given) -> Mapping[int, Iterable[Float[Tensor, "n 5"]]] | None:
         return packed_boxes(given)
+
+    def vision_adapter(self) -> PackedTower:
+        return PackedTower()

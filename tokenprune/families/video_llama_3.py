@@ -10,6 +10,7 @@ from torch import Tensor
 from ..parts.adapter import Adapter, Given
 from .forms.video_llama_3 import TINY
 from .grids import grid_boxes
+from .merge_sizes_tower import MergeSizesTower
 
 
 class VideoLlama3Adapter(Adapter):
@@ -24,6 +25,9 @@ class VideoLlama3Adapter(Adapter):
             masks = left.cpu().split([len(boxes) for boxes in videos])
             videos = [boxes[mask] for boxes, mask in zip(videos, masks, strict=True)]
         return {given.config.image_token_id: pictures, given.config.video_token_id: videos}
+
+    def vision_adapter(self) -> MergeSizesTower:
+        return MergeSizesTower()
 
 
 def _grids(given: Given, kind: str) -> list[Float[Tensor, "n 5"]]:

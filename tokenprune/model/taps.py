@@ -63,24 +63,24 @@ class Taps:
 
         self.undo(module.register_forward_pre_hook(hook, prepend=first, with_kwargs=True).remove)
 
-    def after(self, module: nn.Module, see: Callable[[Tensor], None]) -> None:
-        """`see(output)` after the module; of a tuple its first entry."""
+    def after(self, module: nn.Module, see: Callable[[Tensor], None], first: bool = False) -> None:
+        """`see(output)` after the module, of a tuple its first entry, `first` of its hooks."""
 
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             if self._active():
                 see(output[0] if isinstance(output, tuple) else output)
 
-        self.undo(module.register_forward_hook(hook).remove)
+        self.undo(module.register_forward_hook(hook, prepend=first).remove)
 
-    def change(self, module: nn.Module, become: Callable[[Tensor], Tensor]) -> None:
-        """The module's output becomes `become(output)`; of a tuple its first entry does."""
+    def change(self, module: nn.Module, become: Callable[[Tensor], Tensor], first: bool = False) -> None:
+        """The module's output becomes `become(output)`, of a tuple its first entry, `first` of its hooks."""
 
         def hook(_: nn.Module, args: Any, output: Any) -> Any:
             if not self._active():
                 return None
             return (become(output[0]), *output[1:]) if isinstance(output, tuple) else become(output)
 
-        self.undo(module.register_forward_hook(hook).remove)
+        self.undo(module.register_forward_hook(hook, prepend=first).remove)
 
     def undo(self, last: Callable[[], Any]) -> None:
         """Call this too when the run is over."""

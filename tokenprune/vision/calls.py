@@ -16,6 +16,11 @@ def without_pixels(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     return (None, *args[1:]), {k: v for k, v in kwargs.items() if k not in ("pixel_values", "hidden_states")}
 
 
+def without_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """A block's call, of which everything but the rows that enter it may be asked later."""
+    return (None, *args[1:]), {k: v for k, v in kwargs.items() if k not in ("hidden_states", "hidden_state")}
+
+
 def narrow(adapter: VisionAdapter, call: Call, survivors: Survivors) -> Call:
     """A block's call with arguments for the rows that are left.
 

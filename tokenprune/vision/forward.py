@@ -5,6 +5,9 @@ where a stage is (`stage.py`) and lets the block see the rows that are left; `be
 projector counts as the last block; `after_projector` puts the rows back where they were, with holes between them
 (`holes.py`); `after_tower` ends it. Before decoder block 0, `read` asks the holes what went where.
 
+Where a model pools or shuffles the rows of a grid between blocks and projector, `after_last_block` does what else
+`before_projector` does, and puts the rows back at once: the projector then makes something of the gaps, too.
+
 The projector runs at the end of the tower's forward (Qwen) or right after it (LLaVA). So an encoding is over for its
 blocks when the tower is, and for good when its rows have left the projector.
 
@@ -58,7 +61,7 @@ class VisionPruner:
             raise UnsupportedModelError(
                 f"this {config.model_type} model cannot be pruned in its vision tower: {reason}"
             )
-        self.adapter, self.base, self.plan = adapter, base, plan
+        self.adapter, self.base, self.config, self.plan = adapter, base, config, plan
         self.depth = adapter.features(config, len(adapter.blocks(adapter.towers(base)[0]))) + 2
         self.code = holes.HoleCode(tuple(passes), self.depth, secrets.token_bytes(3))
         self.encodings: Encodings[Landed] = Encodings(adapter, base)
@@ -73,6 +76,8 @@ class VisionPruner:
         projector = self.adapter.projector(self.base)
         add(projector.register_forward_pre_hook(self.before_projector))
         add(projector.register_forward_hook(self.after_projector))
+        for side in self.adapter.sides(self.base):
+            add(side.register_forward_hook(self.after_side))
 
     def close(self) -> None:
         """Forget everything, also encodings that Ctrl-C left behind, after which torch runs no hook."""
@@ -94,8 +99,11 @@ class VisionPruner:
         taps = Taps(lambda: self.live.encoding is encoding, self._open)
         encoding = Encoding(self.adapter, self.code, tower, without_pixels(args, kwargs), taps)
         self.live.encoding = encoding
-        for number, block in enumerate(self.adapter.blocks(tower)[: self.depth - 1]):
+        blocks = self.adapter.blocks(tower)[: self.depth - 1]
+        for number, block in enumerate(blocks):
             taps.before(block, partial(self.before_block, encoding, number, block))
+        if self.adapter.whole:
+            taps.change(blocks[-1], partial(self.after_last_block, encoding), first=True)
 
     @torch.compiler.disable
     def before_block(self, encoding: Encoding, number: int, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -111,18 +119,31 @@ class VisionPruner:
         return (hidden, *call[0][1:]), dict(call[1])
 
     @torch.compiler.disable
+    def after_last_block(self, encoding: Encoding, hidden: Float[Tensor, "*k d"]) -> Float[Tensor, "*r d"]:
+        """Prune if a stage is right before the projector; then every row back where it was, with zeros between them."""
+        if encoding.survivors is None:
+            return hidden
+        if self.depth - 1 in encoding.stages:
+            hidden = encoding.prune(self.depth - 1, hidden)
+        return encoding.restore(hidden)
+
+    @torch.compiler.disable
+    def after_side(self, side: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        """A row for every token, as those that are there are expected."""
+        encoding = self.encoding
+        return None if encoding is None or encoding.landed.known else encoding.beside(output)
+
+    @torch.compiler.disable
     def before_projector(self, projector: nn.Module, args: Any) -> Any:
         """Prune if a stage is right here."""
         encoding = self.encoding
-        if encoding is None or encoding.survivors is None or encoding.landed.known:
+        if encoding is None or encoding.survivors is None or encoding.landed.known or self.adapter.whole:
             return None
         left_blocks, hidden = encoding.survivors, args[0]
         encoding.survivors = left_blocks.entering_projector(hidden.shape[:-1].numel())
         if self.depth - 1 not in encoding.stages:
             return None
-        cut = left_blocks.cls - encoding.survivors.cls  # the last block saw CLS rows, which the model may cut off then
-        rows = [slots[:, cut:] for slots in left_blocks.rows_of_slots]
-        return (encoding.prune(self.depth - 1, hidden, rows), *args[1:])
+        return (encoding.prune(self.depth - 1, hidden, left_blocks.rows_of_tokens), *args[1:])
 
     @torch.compiler.disable
     def after_projector(self, projector: nn.Module, args: Any, output: Tensor) -> Tensor | None:
@@ -130,10 +151,8 @@ class VisionPruner:
         encoding = self.encoding
         if encoding is None or encoding.landed.known:
             return None
-        survivors, whole = encoding.survivors, None
-        if survivors is not None and survivors.pruned:
-            whole = holes.with_holes(self.code, survivors, output)
-        encoding.landed.land(output if whole is None else whole)
+        whole = encoding.projected(output)
+        encoding.landed.land(whole)
         return whole
 
     @torch.compiler.disable
@@ -155,9 +174,9 @@ class VisionPruner:
 
     def _plan_stages(self, encoding: Encoding, hidden: Float[Tensor, "*r d"]) -> None:
         """What will go, now that the sizes of the pictures are known."""
-        tokens, unit = self.adapter.pictures(encoding.tower, encoding.call, hidden)
-        if tokens:
-            encoding.survivors = arriving(tokens, unit, hidden.shape[:-1].numel(), hidden.device)
+        came = self.adapter.token_rows(self.config, encoding.tower, encoding.call, hidden)
+        if came.tokens:
+            encoding.survivors = arriving(came, hidden.shape[:-1].numel(), hidden.device)
             encoding.stages = self.plan(self.depth, encoding.survivors.tokens_of_groups)
 
     def _untap(self) -> None:

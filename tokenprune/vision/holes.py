@@ -31,7 +31,7 @@ from ..errors import PromptError, ScorerError
 from ..parts import guard
 from ..recipe import VisionPass
 from ..registry import spell_part
-from .groups import Survivors, in_order
+from .groups import Survivors
 from .match import Encodings, Landed
 
 FAULTS = (None, guard.NAN, guard.LOST)
@@ -72,7 +72,7 @@ def spell_scorer(step: VisionPass, layer: int) -> str:
     return spell_part("scorer", type(step.scorer), f"inside the vision tower at layer {layer}")
 
 
-def with_holes(code: HoleCode, survivors: Survivors, rows: Float[Tensor, "*r d"]) -> Float[Tensor, "*s d"]:
+def with_holes(code: HoleCode, survivors: Survivors, rows: Float[Tensor, "r d"]) -> Float[Tensor, "s d"]:
     """The projector's rows, one of each slot that is left, where their slots were, and holes between them.
 
     A picture whose scorer did something wrong is all holes. Only the device knows of it, and to ask would be a sync for
@@ -81,9 +81,8 @@ def with_holes(code: HoleCode, survivors: Survivors, rows: Float[Tensor, "*r d"]
     """
     faults = survivors.faults
     holes = _write(code, torch.where(faults > 0, faults, survivors.codes), rows)
-    whole = holes.index_copy(0, in_order(survivors.slots_as_they_came), rows.flatten(0, -2))
-    whole = torch.where((faults > 0)[:, None], holes, whole)
-    return whole.view(*rows.shape[:-2], -1, rows.shape[-1])
+    whole = holes.index_copy(0, survivors.in_order(survivors.slots_as_they_came), rows)
+    return torch.where((faults > 0)[:, None], holes, whole)
 
 
 def _write(code: HoleCode, numbers: Int[Tensor, "s"], like: Tensor) -> Float[Tensor, "s d"]:
@@ -159,14 +158,15 @@ def read(
     dropped_by = torch.where(found.layer == layers, found.step, 0).amax((1, 2))
     flags = torch.stack([found.blamed, *(flag.any() for flag in (found.foreign, found.stray, unholed))])
     *numbers, blamed, foreign, stray, unsure = torch.cat([left.flatten(), dropped_by, flags]).tolist()  # the one sync
-    if blamed:
-        raise _fault(code, blamed)
     if stray:
-        raise _stray(code)
+        raise _stray(code, encodings.adapter.caveat)
+    if blamed and not foreign:  # what a model makes of several holes may tell anything
+        raise _fault(code, blamed)
     if foreign or (unsure and _strangers(encodings, hidden, unholed)):
         raise PromptError(
             "the recipe has passes with tower: vision, and a prompt's pictures were encoded outside of the pruning "
             "block: encode them inside it, and hold on to what get_image_features returns until the prefill"
+            + _but(encodings.adapter.caveat)
         )
     prompts = len(hidden)
     kept = [tuple(numbers[prompts * layer : prompts * (layer + 1)]) for layer in range(code.depth)]
@@ -179,12 +179,16 @@ def _fault(code: HoleCode, number: int) -> ScorerError:
     return guard.broken(spell_scorer(code.passes[index], layer), str(FAULTS[fault]))
 
 
-def _stray(code: HoleCode) -> PromptError:
+def _stray(code: HoleCode, caveat: str) -> PromptError:
     passes = ", ".join(f"prune.{index}" for index in range(len(code.passes)))
     return PromptError(
         f"rows of NaN enter the decoder that are no holes of {passes} (tower: vision): a picture holds NaN, or "
-        "the adapter does not name all columns of visual tokens"
+        f"the adapter does not name all columns of visual tokens{_but(caveat)}"
     )
+
+
+def _but(caveat: str) -> str:
+    return caveat and f"; {caveat}"
 
 
 def _without_holes(holes: Bool[Tensor, "b s"], visual: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s"]:

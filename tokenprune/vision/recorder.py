@@ -106,6 +106,7 @@ class Recorder:
                 f"{unknown} of {len(rows)} visual tokens did not come from this model's vision tower inside the "
                 "pruning block, so the scorer cannot read its states: pass pictures to generate or forward, or encode "
                 "them inside the block (model.get_image_features) and hold on to what it returns until the prefill"
+                + (self.adapter.caveat and f"; {self.adapter.caveat}")
             )
         parts = [
             Part(recording, found - start, end - start)

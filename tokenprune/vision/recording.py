@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..model.taps import Taps
 from ..parts.vision import BlockRun, Call, VisionAdapter
 from ..seen.vision import VisionBlock
+from .calls import without_states
 from .match import Landed
 
 
@@ -36,7 +37,7 @@ class Recording(Landed):
         projected: dict[str, Tensor] = {}
 
         def before_block(args: Any, kwargs: dict[str, Any]) -> None:
-            calls.append(((), {name: value for name, value in kwargs.items() if name != "hidden_states"}))
+            calls.append(without_states(args, kwargs))
 
         def note(name: str, output: Tensor) -> None:
             projected[name] = output.detach()
@@ -59,13 +60,16 @@ class Recording(Landed):
     def read(self, name: str, number: int, rows: Int[Tensor, "n"]) -> Float[Tensor, "n *w"]:
         """States of a block for these rows of the projector: means over the tower rows behind each."""
         block = self.block(number)
-        behind = self.adapter.sources(self.shape, len(block.features)).to(block.features.device)[rows]  # n u
+        behind = self._sources(len(block.features)).to(block.features.device)[rows]  # n u
         if name == "keys":
             return block.keys[:, behind].mean((0, 2))
         if name == "joined_keys":
             return rearrange(block.keys[:, behind].mean(2), "heads n dh -> n (heads dh)")
         states: Tensor = block.joined.salience if name == "joined_salience" else getattr(block, name)
         return states[behind].mean(1)
+
+    def _sources(self, rows: int) -> Int[Tensor, "m u"]:
+        return self.adapter.sources(self.tower, self.call, self.shape, rows)
 
     @property
     def places(self) -> Int[Tensor, "m 3"]:

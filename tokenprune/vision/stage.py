@@ -19,7 +19,7 @@ from ..parts.vision import BlockRun, Call, VisionAdapter
 from ..plan.stages import Stage
 from ..seen.pictures import Pictures, Ranking
 from ..seen.vision import VisionBlock
-from .groups import LEFT, Group, Survivors, in_order
+from .groups import LEFT, Group, Survivors
 from .holes import HoleCode, spell_scorer
 
 
@@ -32,15 +32,15 @@ class StageInput:
         stage: its pass, and how many tokens stay of each group's pictures.
         code: what the holes of dropped tokens will say.
         states: of the block before by name, for every row that left it; None before the first block.
-        state_rows: by group, the rows of each slot that is left, counted in those that left the block before.
-        grid: row and column of each slot, given its number among all that came.
+        state_rows: by group, the rows of each token that is left, counted in those that left the block before.
+        grid: row and column of each token, given its number among all that came.
     """
 
     layer: int
     stage: Stage
     code: HoleCode
     states: Callable[[str], Tensor] | None
-    state_rows: Sequence[Int[Tensor, "u l m"]]
+    state_rows: Sequence[Int[Tensor, "u n m"]]
     grid: Callable[[Int[Tensor, "u n"]], Int[Tensor, "u n 2"]]
 
     @property
@@ -78,28 +78,28 @@ def prune(given: StageInput, survivors: Survivors, hidden: Float[Tensor, "*r d"]
     cls, dropped = survivors.cls, given.number()
     flat, codes, proportional = hidden.flatten(0, -2), survivors.codes, survivors.proportional
     groups, rows = [], []
-    for number, (group, slot_rows) in enumerate(zip(survivors.groups, survivors.rows_of_slots, strict=True)):
+    for number, (group, token_rows) in enumerate(zip(survivors.groups, survivors.rows_of_tokens, strict=True)):
         if given.stage.kept[number] < group.left - cls:  # else nothing goes, and no scorer is asked
             as_they_came, sizes = survivors.slots_as_they_came[number], group.sizes
-            tokens = flat[slot_rows[:, cls:]]  # u n m d
+            tokens = flat[token_rows]  # u n m d
             mean = tokens.mean(2)
             choice = choose(given, show(given, survivors, number, mean), mean)
             if choice.into is not None:
                 tokens, folded = ops.fold(tokens, choice.into, sizes[:, cls:])  # each of a token's rows with its like
-                flat = flat.index_copy(0, slot_rows[:, cls:].flatten(), tokens.flatten(0, 2))
+                flat = flat.index_copy(0, token_rows.flatten(), tokens.flatten(0, 2))
                 sizes = torch.cat([sizes[:, :cls], folded], 1)
                 proportional |= given.scorer.proportional
-            front = torch.arange(cls, device=slot_rows.device).expand(len(slot_rows), -1)
+            front = torch.arange(cls, device=token_rows.device).expand(len(token_rows), -1)
             kept = torch.cat([front, choice.kept + cls], 1)
             codes = codes.index_fill(0, as_they_came.flatten(), dropped)
             codes = codes.index_fill_(0, as_they_came.gather(1, kept).flatten(), LEFT)
             fault = _first_fault(given, group.fault, choice)
             group = Group(group.members, group.slots.gather(1, kept), sizes.gather(1, kept), fault)
-            slot_rows = slot_rows.gather(1, kept[..., None].expand(-1, -1, survivors.unit))
+            token_rows = token_rows.gather(1, choice.kept[..., None].expand(-1, -1, survivors.unit))
         groups.append(group)
-        rows.append(slot_rows)
+        rows.append(token_rows)
     left = replace(survivors, groups=tuple(groups), codes=codes, pruned=True, proportional=proportional)
-    return left, flat[in_order(rows)].view(*hidden.shape[:-2], -1, hidden.shape[-1])
+    return left, flat[survivors.rows_of(rows)].view(*hidden.shape[:-2], -1, hidden.shape[-1])
 
 
 def show(given: StageInput, survivors: Survivors, number: int, hidden: Float[Tensor, "u n d"]) -> Pictures:
@@ -111,8 +111,8 @@ def show(given: StageInput, survivors: Survivors, number: int, hidden: Float[Ten
         tokens=group.slots[:, cls:] - cls,
         sizes=guard.own(group.sizes[:, cls:]),
         hidden=guard.own(hidden),
-        read=given.states and partial(_mean_state, given.states, given.state_rows[number][:, cls:]),
-        look=partial(given.grid, survivors.slots_as_they_came[number][:, cls:]),
+        read=given.states and partial(_mean_state, given.states, given.state_rows[number]),
+        look=partial(given.grid, survivors.tokens_as_they_came[number]),
     )
 
 
@@ -193,12 +193,12 @@ def states_of(adapter: VisionAdapter, tower: nn.Module, block: nn.Module, run: B
 
 
 def grid(
-    adapter: VisionAdapter, tower: nn.Module, call: Call, counts: Sequence[int], slots: Int[Tensor, "u n"]
+    adapter: VisionAdapter, tower: nn.Module, call: Call, counts: Sequence[int], tokens: Int[Tensor, "u n"]
 ) -> Int[Tensor, "u n 2"]:
-    """Row and column of each of these slots, counted in all that came, where pictures have so many slots.
+    """Row and column of each of these tokens, counted in all that came, where pictures have so many tokens.
 
-    The adapter is asked for projected rows, of which there is one for each slot if nothing is dropped. Of towers with
-    equal pictures it wants their shape, which counts CLS rows where they are slots, and others do not need it.
+    The adapter is asked for projected rows, of which there is one for each token if nothing is dropped.
     """
-    places = adapter.places(tower, call, (len(counts), counts[0]))
-    return places[:, 1:].to(slots.device)[slots]
+    equal = len({*counts}) == 1
+    places = adapter.places(tower, call, (len(counts), counts[0]) if equal else (sum(counts),))
+    return places[:, 1:].to(tokens.device)[tokens]
