@@ -15,11 +15,11 @@ from fake_flash import fake_flash
 from families import IMAGE, VIDEO, Prompt, inputs, model
 from family_towers import own_attention, squares, tokens_gone
 from masking import hidden_by_mask
+from tokenprune.contract.shortened import kept_columns, shortened
 from torch import Tensor
 
 import tokenprune
 from tokenprune import Ranking, Scorer, Seen, VisionScorer
-from tokenprune.contract.shortened import kept_columns, shortened
 from tokenprune.errors import PromptError, UnsupportedModelError
 from tokenprune.parts.vision import VisionAdapter
 from tokenprune.plan.stages import plan_vision

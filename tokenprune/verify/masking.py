@@ -59,7 +59,7 @@ def hidden_by_mask(
                 view = views[block]
                 hidden[row, view.index[row][view.valid[row]]] = folded[block][row][view.valid[row]]
             args = (hidden, *args[1:])
-        own = _own(anatomy, block, hidden, kwargs, total)
+        own = own_mask(anatomy, block, hidden, kwargs, total)
         every = torch.cat([columns, torch.ones(b, total - s, dtype=torch.bool)], dim=1)[:, total - own.shape[-1] :]
         last = torch.arange(own.shape[-1])[None] == torch.arange(q)[:, None] + own.shape[-1] - q
         allowed = (own & every[:, None, None]) | last  # the last row answers, hidden or not
@@ -81,7 +81,7 @@ def hidden_by_mask(
             handle.remove()
 
 
-def _own(anatomy: Anatomy, block: int, hidden: Tensor, kwargs: Mapping[str, Any], total: int) -> Tensor:
+def own_mask(anatomy: Anatomy, block: int, hidden: Tensor, kwargs: Mapping[str, Any], total: int) -> Tensor:
     """The mask that the unpruned model gives a block, `b h q c`: what stands for none there is written out."""
     own, (b, q) = kwargs.get("attention_mask"), hidden.shape[:2]
     if isinstance(own, Tensor) and own.ndim == 4:
