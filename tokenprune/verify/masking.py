@@ -69,6 +69,8 @@ def hidden_by_mask(
             later = torch.ones(b, total - s, dtype=torch.bool)
             positions = (torch.cat([numbered, later], dim=1).cumsum(1) - 1).clamp_min(0)[:, total - q :]
             kwargs["position_embeddings"] = anatomy.rotary(hidden, positions, anatomy.kinds[block])
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = positions
         return args, kwargs
 
     handles = [
