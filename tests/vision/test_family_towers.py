@@ -19,7 +19,6 @@ from torch import Tensor
 
 import tokenprune
 from tokenprune import Ranking, Scorer, Seen, VisionScorer
-from tokenprune.contract.shortened import kept_columns, shortened
 from tokenprune.errors import PromptError, UnsupportedModelError
 from tokenprune.parts.vision import VisionAdapter
 from tokenprune.plan.stages import plan_vision
@@ -27,6 +26,7 @@ from tokenprune.recipe import load
 from tokenprune.registry import registry
 from tokenprune.seen.pictures import Pictures
 from tokenprune.seen.vision import Vision
+from tokenprune.verify.shortened import kept_columns, shortened
 from tokenprune.vision.forward import VisionPruner
 from tokenprune.vision.recorder import Recorder
 
