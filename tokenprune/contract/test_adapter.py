@@ -245,7 +245,7 @@ class TestAdapter(Contract):
             assert len(set(known)) == len(known) > 0, "two tokens have one place"
 
     def test_passes_inside_the_tower_drop_what_they_say(self, adapter: Adapter, family: Family) -> None:
-        """After every block; and right before the projector, where nothing reads them any more, as if they were not there."""
+        """After every block; and right before the projector, where nothing reads them any more, as without them."""
         tower = adapter.vision_adapter()
         if tower is None or tower.refuse(family.model().config):
             pytest.skip("this family's vision tower cannot be pruned")
