@@ -27,6 +27,7 @@ from tokenprune.recipe import load
 from tokenprune.registry import registry
 from tokenprune.seen.pictures import Pictures
 from tokenprune.seen.vision import Vision
+from tokenprune.verify.shortened import kept_columns, shortened
 from tokenprune.vision.forward import VisionPruner
 from tokenprune.vision.recorder import Recorder
 
