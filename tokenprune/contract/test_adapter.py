@@ -23,7 +23,6 @@ from ..parts.attention import RotaryTables
 from ..parts.scheduler import Scheduler
 from ..parts.vision import VisionAdapter
 from ..state.prompt import Prompt as PromptState
-from ..verify.masking import hidden_by_mask
 from .base import Contract
 from .families import ONE, RAGGED, Family, Prompt
 from .reference import reference
