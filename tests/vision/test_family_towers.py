@@ -15,7 +15,6 @@ from fake_flash import fake_flash
 from families import IMAGE, VIDEO, Prompt, inputs, model
 from family_towers import own_attention, squares, tokens_gone
 from masking import hidden_by_mask
-from tokenprune.contract.shortened import kept_columns, shortened
 from torch import Tensor
 
 import tokenprune
