@@ -132,8 +132,7 @@ class Pruner:
     def _before_outer(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before the model with its head: who asks for more logits than the last has drafts there to check."""
         if not torch.compiler.is_compiling():  # no prefill
-            keep = kwargs.get("logits_to_keep")
-            self.live.drafts = keep - 1 if isinstance(keep, int) and keep > 1 else 0
+            self.live.drafts = _drafts(kwargs)
 
     def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before the base model. Nothing behind this can tell whether the pass runs in code of torch.compile."""
@@ -149,7 +148,7 @@ class Pruner:
         if live.paused:
             return
         self._end()
-        drafts, live.drafts = live.drafts, 0
+        drafts, live.drafts = live.drafts or _drafts(arguments), 0  # the base may have a head of its own
         given = inputs.read(arguments, self.anatomy, drafts, compiled)
         if given is None:
             return
@@ -290,6 +289,12 @@ class Pruner:
             if not self._running and first is not None and (made.as_unpruned or (made.prefill and self._plain(made))):
                 self._blocks.rest(first)
             self._idle.notify_all()
+
+
+def _drafts(arguments: Mapping[str, Any]) -> int:
+    """How many logits besides the last one are asked for."""
+    keep = arguments.get("logits_to_keep")
+    return keep - 1 if isinstance(keep, int) and keep > 1 else 0
 
 
 def _block(layer: int) -> int:

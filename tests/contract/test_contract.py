@@ -22,6 +22,7 @@ from tokenprune.families.clip_tower import ClipTower
 from tokenprune.families.llava import LlavaAdapter
 from tokenprune.parts.attention import Attention
 from tokenprune.parts.scorer import VisionScorer
+from tokenprune.parts.vision import TokenRows
 from tokenprune.registry import registry
 from tokenprune.seen.pictures import Pictures, Ranking
 
@@ -413,11 +414,11 @@ def test_a_faulty_adapter_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("method", "answer"),
     [
-        ("pictures", lambda self, tower, call, hidden: ((hidden.shape[1],) * len(hidden), 1)),  # CLS is a token
+        ("token_rows", lambda self, *given: TokenRows((given[-1].shape[1],) * len(given[-1]))),  # CLS is a token
         ("features", lambda self, config, depth: 0),  # the projector gets another block's rows
         ("projector", lambda self, base: base.vision_tower.post_layernorm),
     ],
-    ids=["pictures", "features", "projector"],
+    ids=["token_rows", "features", "projector"],
 )
 def test_a_faulty_tower_adapter_is_found(
     method: str, answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

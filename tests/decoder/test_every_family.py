@@ -11,6 +11,8 @@ import torch
 from families import BATCHES, EVERY, ONE, RAGGED, Prompt, answer, inputs, logits, model
 from masking import hidden_by_mask
 from oracle import ATTENTIONS, close, unpruned
+from talks import FIRST, SECOND, Masked, Talk
+from transformers import DynamicCache
 
 import tokenprune
 from tokenprune.contract.reference import reference
@@ -177,6 +179,92 @@ def test_positions_counted_by_the_cache_are_refused() -> None:
         pytest.raises(PromptError, match=r"pruning cannot follow .* beyond 127"),
     ):
         answer("llama4", "sdpa", [(1, (120, "image", 9))])
+
+
+@pytest.mark.works("Conversations", "pictures in later turns of decoders with windows, two-way pictures, deepstack")
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "gemma3", "gemma3_wide", "gemma4_small", "llama4"])
+def test_pictures_in_later_turns(family: str) -> None:
+    """Each turn is pruned, and masked on the unpruned model with the masks that it makes by itself."""
+    states: list[Any] = []
+    with tokenprune.prune(model(family), {"prune": plan(family, "stages")}) as pruning:
+        talk, pruned = Talk(family), []
+        for prompts in (FIRST, SECOND):
+            pruned.append(talk.turn(prompts))
+            states.append(pruning.state)
+            pruned.append(talk.say(torch.full((3, 1), 17)))
+    assert states[1].start == states[0].end + 1
+    masked, full = Masked(family, states), Talk(family)
+    for number, prompts in enumerate((FIRST, SECOND)):
+        assert close(pruned[2 * number], masked.turn(prompts)), number
+        assert close(pruned[2 * number + 1], masked.say(torch.full((3, 1), 17))), number
+        full.turn(prompts)
+        last = full.say(torch.full((3, 1), 17))
+    assert not close(pruned[-1], last)
+
+
+def in_turns(family: str, turns: Sequence[Prompt]) -> list[torch.Tensor]:
+    """A conversation of one prompt, a word of answer after each turn; logits of every pass."""
+    lm, found, mask = model(family), [], torch.zeros(1, 0, dtype=torch.long)
+    cache = DynamicCache(config=lm.config.get_text_config())
+    for turn in turns:
+        for given in (inputs(family, [turn]), {"input_ids": torch.tensor([[17]])}):
+            ids = given.pop("input_ids")
+            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            more = {**given, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1)[:, -ids.shape[1] :]}
+            with torch.no_grad():
+                found.append(lm(input_ids=ids, past_key_values=cache, **more).logits[:, -1])
+    return found
+
+
+@pytest.mark.works("Conversations", "later turns of linear decoders, one prompt at a time or all keeping equally many")
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_later_turns_of_a_decoder_with_states(family: str) -> None:
+    """As if the dropped tokens of both turns had never been said to the blocks behind the stage."""
+    turns = [FIRST[2], SECOND[0]]
+    states: list[Any] = []
+    with tokenprune.prune(model(family), {"prune": plan(family, "layer 0")}) as pruning:
+        handle = Anatomy.of(model(family)).decoder.register_forward_hook(lambda *_: states.append(pruning.state))
+        try:
+            pruned = in_turns(family, turns)
+        finally:
+            handle.remove()
+    assert [state.start for state in (states[0], states[2])] == [0, states[0].end + 1]
+    expected = without(family, turns, [states[0].views[0].index[0], states[2].views[0].index[0]])
+    for number, (a, b) in enumerate(zip(pruned, expected, strict=True)):
+        assert close(a, b), number
+    assert not close(pruned[-1], in_turns(family, turns)[-1])
+
+
+def without(family: str, turns: Sequence[Prompt], kept: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The same conversation on the unpruned model, whose decoder never gets the rows that are not kept."""
+    decoder, at = Anatomy.of(model(family)).decoder, iter([kept[0], None, kept[1], None])
+
+    def enter(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        rows = next(at)
+        if rows is None:
+            rows = slice(None)
+        positions = kwargs["position_ids"][..., rows]
+        return args, {
+            **kwargs,
+            "inputs_embeds": kwargs["inputs_embeds"][:, rows],
+            "position_ids": positions,
+            "attention_mask": None,
+        }
+
+    handle = decoder.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        return in_turns(family, turns)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.refused("Conversations", "later turns of linear decoders in batches that keep different numbers")
+def test_padding_between_turns_of_states_is_refused() -> None:
+    with tokenprune.prune(model("qwen3_5"), {"prune": plan("qwen3_5", "stages")}):
+        talk = Talk("qwen3_5")
+        talk.turn(FIRST)
+        with pytest.raises(PromptError, match="later turn keep different numbers of tokens"):
+            talk.turn(SECOND)
 
 
 @pytest.mark.works("Generation", "beam search in decoders with windows, states and two-way pictures")

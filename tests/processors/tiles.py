@@ -171,9 +171,11 @@ def user(family: str, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return ready(family, tmp_path_factory.getbasetemp())
 
 
-def asked(user: Loaded, pictures: Sequence[Image.Image], videos: Sequence[np.ndarray] = ()) -> dict[str, torch.Tensor]:
-    """Inputs of a question about these; pixels in the model's dtype, where a processor has bfloat16."""
-    given = user.inputs(QUESTION, pictures, videos)
+def asked(
+    user: Loaded, pictures: Sequence[Image.Image], videos: Sequence[np.ndarray] = (), talks: Any = None
+) -> dict[str, torch.Tensor]:
+    """Inputs of a question about these, or of conversations, pixels in the dtype of the model: some are bfloat16."""
+    given = user.inputs(QUESTION, pictures, videos) if talks is None else user.batch(talks, pictures, videos)
     return {name: value.to(user.model.dtype) if value.is_floating_point() else value for name, value in given.items()}
 
 
@@ -247,20 +249,37 @@ def test_turned_tiles_would_be_found(family: str, user: Loaded, monkeypatch: pyt
         dots_are_found(user, (128, 64))
 
 
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llava_onevision"])
 def test_each_picture_of_a_prompt_has_its_own_tiles(family: str, user: Loaded) -> None:
     """Sizes are known of the second picture only: it lies where it would lie alone."""
     sizes = [(31, 30), (130, 100), (128, 64)]
     pictures = [dotted(size, None) for size in sizes]
-    given, config = asked(user, pictures), user.model.config
+    given = asked(user, pictures)
     found = boxes(user, given, None, sizes[1][::-1])
-    assert sum(map(len, found)) == len(features(user, given))
-    alone = [boxes(user, asked(user, [picture]), size[::-1])[0] for picture, size in zip(pictures, sizes, strict=True)]
+    pairs = zip(pictures, sizes, strict=True)
+    alone = [boxes(user, asked(user, [picture]), size[::-1])[0] for picture, size in pairs]
     assert [len(each) for each in found] == [len(each) for each in alone]
     assert torch.equal(found[1].nan_to_num(-1), alone[1].nan_to_num(-1))
-    adapter = registry().adapter(config)
-    visual = adapter.visual(config, given["input_ids"])
-    placed = overlay.placed(adapter, config, given["input_ids"], visual, given, 0, user.processor)
-    assert torch.equal(torch.cat([each.columns for each in placed]), visual[0].nonzero()[:, 0])
+
+
+def test_a_batch_of_prompts_with_none_one_and_two_pictures(family: str, user: Loaded) -> None:
+    pictures = [dotted(size, None) for size in PICTURES[:3]]
+    talks = [
+        [{"role": "user", "content": [*[{"type": "image"}] * count, {"type": "text", "text": QUESTION}]}]
+        for count in (1, 0, 2)
+    ]
+    given, config = asked(user, pictures, talks=talks), user.model.config
+    ids, adapter = given["input_ids"], registry().adapter(user.model.config)
+    visual = adapter.visual(config, ids)
+    assert int(visual.sum()) == len(features(user, given))
+    for row, count in enumerate((1, 0, 2)):
+        found = overlay.placed(adapter, config, ids, visual, given, row, user.processor)
+        assert len(found) == count
+        assert sum(len(each.columns) for each in found) == int(visual[row].sum())
+    with tokenprune.prune(user.model, RECIPE) as pruning:
+        user.model.generate(**given, max_new_tokens=2, do_sample=False)
+    assert pruning.state is not None
+    assert pruning.state.counts == tuple(visual.sum(1).tolist())
 
 
 def test_an_overlay_of_any_picture_knows_its_size(family: str, user: Loaded) -> None:

@@ -9,7 +9,9 @@ from families import Prompt, inputs, model
 from oracle import numbered_anew
 from transformers import DynamicCache
 
+from tokenprune.model.anatomy import Anatomy
 from tokenprune.state.prompt import Prompt as PromptState
+from tokenprune.verify.masking import own_mask
 
 FIRST: list[Prompt] = [(3, (2, "image", 3, "image", 5)), (2, (7,)), (1, (4, "image", 9))]
 
@@ -61,7 +63,7 @@ class Masked(Talk):
 
     def __init__(self, family: str, states: list[PromptState], cache: Any = None) -> None:
         super().__init__(family, cache)
-        self.states = states
+        self.states, self.anatomy = states, Anatomy.of(self.lm)
 
     def _pass(self, ids: torch.Tensor, mask: torch.Tensor, **given: Any) -> torch.Tensor:
         past, q = self.mask.shape[1], ids.shape[1]
@@ -85,16 +87,16 @@ class Masked(Talk):
             columns = left(block, lambda state: state.views)
             if any(numbered_anew(state) for state in self.states):
                 positions = (left(block, numbered_anew).cumsum(1) - 1).clamp_min(0)[:, past:]
-                rotary = self.lm.model.language_model.rotary_emb(args[0], positions)
+                rotary = self.anatomy.rotary(args[0], positions, self.anatomy.kinds[block])
                 kwargs = {**kwargs, "position_embeddings": rotary}
-            rows = torch.arange(past, past + q)[:, None]
-            allowed = (torch.arange(past + q)[None] <= rows)[None] & columns[:, None]
-            floats = torch.zeros(3, 1, q, past + q).masked_fill(~allowed[:, None], torch.finfo(torch.float32).min)
+            own = own_mask(self.anatomy, block, args[0], kwargs, past + q)
+            allowed = own & columns[:, None, None, past + q - own.shape[-1] :]
+            floats = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
             return args, {**kwargs, "attention_mask": floats}
 
         handles = [
             module.register_forward_pre_hook(lambda m, a, k, block=block: enter(block, m, a, k), with_kwargs=True)
-            for block, module in enumerate(self.lm.model.language_model.layers)
+            for block, module in enumerate(self.anatomy.blocks)
         ]
         try:
             return super()._pass(ids, mask, **given)

@@ -23,7 +23,6 @@ from ..parts.attention import RotaryTables
 from ..parts.scheduler import Scheduler
 from ..parts.vision import VisionAdapter
 from ..state.prompt import Prompt as PromptState
-from ..verify.masking import hidden_by_mask
 from .base import Contract
 from .families import ONE, RAGGED, Family, Prompt
 from .reference import reference
@@ -246,16 +245,16 @@ class TestAdapter(Contract):
             assert len(set(known)) == len(known) > 0, "two tokens have one place"
 
     def test_passes_inside_the_tower_drop_what_they_say(self, adapter: Adapter, family: Family) -> None:
-        """After every block; and right before the projector, where nothing reads them any more, as hidden by a mask."""
+        """After every block; and right before the projector, where nothing reads them any more, as without them."""
         tower = adapter.vision_adapter()
         if tower is None or tower.refuse(family.model().config):
             pytest.skip("this family's vision tower cannot be pruned")
-        model, given = family.model(), family.inputs(RAGGED)
+        model, answered = family.model(), partial(_answered, family, steps=1)
 
         def pruned(schedule: Scheduler) -> tuple[Tensor, PromptState]:
             step = {"tower": "vision", "scorer": Random(), "schedule": schedule}
-            with torch.no_grad(), prune(model, {"prune": [step]}) as pruning:
-                logits = model(**given).logits[:, -1]
+            with prune(model, {"prune": [step]}) as pruning:
+                logits = answered(RAGGED)
             assert pruning.state is not None
             left = zip(pruning.state.count_after_vision, pruning.state.counts, strict=True)
             assert all(n < count for n, count in left if count), "nothing was dropped"
@@ -264,8 +263,7 @@ class TestAdapter(Contract):
         with unless_made_anew(tower):
             everywhere, _ = pruned(Spread(keep=0.5, strategy="mean"))
         last, state = pruned(Table(layers=("99/100",), keep=(0.5,)))
-        with torch.no_grad(), hidden_by_mask(model, given["attention_mask"], state.views):
-            close(last, model(**given).logits[:, -1])
+        close(last, reference(model, family.inputs, RAGGED, state.views, answered))
         assert everywhere.isfinite().all()
         assert not torch.allclose(last, everywhere, rtol=1e-3), "dropping earlier changed nothing"
 

@@ -78,8 +78,11 @@ def _changed(
     positions, tables = rotary(forward, block, kind, hidden, kwargs)
     if tables is not None:
         changed["position_embeddings"] = tables
-    if positions is not None or "flash" in forward.pipeline.attention:
-        changed["position_ids"] = None if "flash" in forward.pipeline.attention else positions
+    if "flash" in forward.pipeline.attention:  # it would read gaps between positions as packed sequences
+        _refuse_positions(forward, block)
+        changed["position_ids"] = None
+    elif positions is not None:
+        changed["position_ids"] = positions
     return changed
 
 
@@ -232,6 +235,15 @@ def _refuse_windows(forward: ForwardPass, block: int) -> None:
         raise PromptError(
             f"{given.total} columns exceed a window of {window}, which {forward.pipeline.attention} would slide over "
             "dropped tokens: load the model with sdpa or eager attention"
+        )
+
+
+def _refuse_positions(forward: ForwardPass, block: int) -> None:
+    attention = forward.pipeline.anatomy.attention(block)
+    if attention is not None and attention.temper is not None:
+        raise PromptError(
+            "this decoder scales its queries by their positions, which flash attention would read as packed sequences "
+            "where tokens were dropped: load the model with sdpa or eager attention"
         )
 
 

@@ -39,7 +39,10 @@ class Loaded:
     ) -> dict[str, torch.Tensor]:
         """Model inputs of several conversations, left-padded; `images` and `videos` are those of all, in order."""
         texts = [self.processor.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in talks]
-        media = {**({"images": list(images)} if images else {}), **({"videos": list(videos)} if videos else {})}
+        media = {
+            **({"images": _by_talk(talks, "image", images)} if images else {}),
+            **({"videos": _by_talk(talks, "video", videos)} if videos else {}),
+        }
         more: dict[str, Any] = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
         if videos and getattr(self.processor, "video_processor", None) is not None:
             more["do_sample_frames"] = False  # frames were chosen where the video was read; some would choose again
@@ -77,6 +80,12 @@ def _ask(question: str, images: int = 0, videos: int = 0) -> dict[str, Any]:
     """A question as a message of a conversation."""
     media = [{"type": "image"}] * images + [{"type": "video"}] * videos
     return {"role": "user", "content": [*media, {"type": "text", "text": question}]}
+
+
+def _by_talk(talks: Sequence[Sequence[dict[str, Any]]], kind: str, items: Sequence[Any]) -> list[list[Any]]:
+    """The pictures or videos of each conversation, as chat templates hand them to processors: some count them so."""
+    left = iter(items)
+    return [[next(left) for message in talk for part in message["content"] if part["type"] == kind] for talk in talks]
 
 
 def encode(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class PromptOwner:
                     "had a part in what was dropped. Copy the cache before the prompt instead; an assistant_model has "
                     "to stay unpruned."
                 )
-            if self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length():
+            windowed = getattr(self, "sliding_window", None) is not None  # says by itself what it cannot give back
+            if not windowed and (self.keys.ndim != 4 or self.keys.shape[-2] != self.physical_length()):
                 raise PromptError(
                     f"a {type(self).__bases__[1].__name__} cannot give columns back, which assisted and look-up "
                     "decoding need: leave cache_implementation at its default, or decode without them"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..model.anatomy import Anatomy
@@ -36,39 +37,28 @@ def hidden_by_mask(
     totals = [s]  # columns of the conversation with those of the pass
     renumbered = (views if compact else {}) if isinstance(compact, bool) else compact
 
-    def seen(block: int, views: Mapping[int, View]) -> Tensor | None:
-        layers = [layer for layer in views if layer <= block]
-        if not layers:
-            return None
-        view, columns = views[max(layers)], torch.zeros_like(valid)
-        for row in range(b):
-            columns[row, view.index[row][view.valid[row]]] = True
-        return columns & valid
-
     def enter(block: int, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         hidden, q = args[0], args[0].shape[1]
         if block == 0:  # no layer of the cache has grown yet
             past = kwargs.get("past_key_values")
             totals[:] = [q + (int(past.get_seq_length()) if past is not None else 0)]
-        columns, total = seen(block, views), totals[0]
+        columns, total = _seen(block, views, valid), totals[0]
         if columns is None:
             return None
         if folded and block in folded and hidden.shape[1] == s:
-            hidden = hidden.clone()
-            for row in range(b):
-                view = views[block]
-                hidden[row, view.index[row][view.valid[row]]] = folded[block][row][view.valid[row]]
-            args = (hidden, *args[1:])
-        own = _own(anatomy, block, hidden, kwargs, total)
+            args = (_replaced(hidden, views[block], folded[block]), *args[1:])
+        own = own_mask(anatomy, block, hidden, kwargs, total)
         every = torch.cat([columns, torch.ones(b, total - s, dtype=torch.bool)], dim=1)[:, total - own.shape[-1] :]
         last = torch.arange(own.shape[-1])[None] == torch.arange(q)[:, None] + own.shape[-1] - q
         allowed = (own & every[:, None, None]) | last  # the last row answers, hidden or not
         mask = torch.zeros(allowed.shape, dtype=hidden.dtype)
         kwargs = {**kwargs, "attention_mask": mask.masked_fill_(~allowed, torch.finfo(hidden.dtype).min)}
-        if (numbered := seen(block, renumbered)) is not None:
+        if (numbered := _seen(block, renumbered, valid)) is not None:
             later = torch.ones(b, total - s, dtype=torch.bool)
             positions = (torch.cat([numbered, later], dim=1).cumsum(1) - 1).clamp_min(0)[:, total - q :]
             kwargs["position_embeddings"] = anatomy.rotary(hidden, positions, anatomy.kinds[block])
+            if kwargs.get("position_ids") is not None:
+                kwargs["position_ids"] = positions
         return args, kwargs
 
     handles = [
@@ -81,7 +71,25 @@ def hidden_by_mask(
             handle.remove()
 
 
-def _own(anatomy: Anatomy, block: int, hidden: Tensor, kwargs: Mapping[str, Any], total: int) -> Tensor:
+def _seen(block: int, views: Mapping[int, View], valid: Bool[Tensor, "b s"]) -> Bool[Tensor, "b s"] | None:
+    """The prompt columns that a block sees; None for all."""
+    layers = [layer for layer in views if layer <= block]
+    if not layers:
+        return None
+    view, columns = views[max(layers)], torch.zeros_like(valid)
+    for row in range(len(valid)):
+        columns[row, view.index[row][view.valid[row]]] = True
+    return columns & valid
+
+
+def _replaced(hidden: Float[Tensor, "b s d"], view: View, folded: Float[Tensor, "b k d"]) -> Float[Tensor, "b s d"]:
+    hidden = hidden.clone()
+    for row in range(len(hidden)):
+        hidden[row, view.index[row][view.valid[row]]] = folded[row][view.valid[row]]
+    return hidden
+
+
+def own_mask(anatomy: Anatomy, block: int, hidden: Tensor, kwargs: Mapping[str, Any], total: int) -> Tensor:
     """The mask that the unpruned model gives a block, `b h q c`: what stands for none there is written out."""
     own, (b, q) = kwargs.get("attention_mask"), hidden.shape[:2]
     if isinstance(own, Tensor) and own.ndim == 4:
