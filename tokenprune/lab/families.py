@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from textwrap import shorten
 from typing import Any
@@ -50,9 +51,13 @@ def described(verdict: Verdict) -> dict[str, Any]:
 def outcome(verdict: Verdict) -> str:
     """In few words."""
     if verdict.refusal is not None:
-        why = verdict.refusal.removeprefix(f"{verdict.model_type} has no visual tokens to prune: ")
-        return f"not verified: {shorten(why, 100, placeholder=' ...')}"
+        return f"not verified: {shorten(why(verdict), 110, placeholder=' ...')}"
     return "verified here" + (", for scorers that read no attention" if verdict.attention is not None else "")
+
+
+def why(verdict: Verdict) -> str:
+    """Why it is refused: what follows the words that any such refusal begins with."""
+    return re.sub(rf"^.*?\b{re.escape(verdict.model_type)}\b[^:]*: ", "", verdict.refusal or "")
 
 
 def conclusion(verdict: Verdict) -> str:

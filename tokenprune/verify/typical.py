@@ -51,6 +51,10 @@ def typical(model_type: str) -> Any:
                 setattr(one, name, value)
         if "mlp_layer_types" in fields and one.mlp_layer_types is None:
             one.mlp_layer_types = ["dense"] + ["sparse"] * (one.num_hidden_layers - 1)
+        if fields.get("full_attn_idxs") == list(range(fields.get("num_hidden_layers", 0))):  # for want of numbers
+            one.full_attn_idxs = one.full_attn_idxs[2::3]
+            one.layer_types = ["conv", "conv", "full_attention"] * len(one.full_attn_idxs)
+            one.num_hidden_layers = len(one.layer_types)
         if fields.get("rope_parameters") == {} and fields.get("layer_types"):
             rotation = {"rope_type": "default", "rope_theta": 10000.0}
             one.rope_parameters = {kind: dict(rotation) for kind in one.layer_types}
