@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from .prompt import STARTS, configs, first
+from .shrink import said
 
 _IMAGE, _START = 1_000_001, 1_000_002  # no other special token is
 _SOUNDS = ("audio_token_id", "audio_token_index")
@@ -42,7 +43,7 @@ def typical(model_type: str) -> Any:
         config = AutoConfig.for_model(model_type)
     except Exception as error:
         raise UnsupportedModelError(
-            f"transformers has no default config of model type {model_type!r}: {error}"
+            f"transformers has no default config of model type {model_type!r}: {said(error)}"
         ) from error
     for one in configs(config):
         fields = vars(one)
