@@ -143,7 +143,8 @@ def test_a_refusal_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "check", lambda *_: [Comparison("pruning at layer 2 == masking", failure)])
     said = (
         rf"pruning of model type 'ovis2' is not verified on transformers .*: pruning at layer 2 == masking: {failure}. "
-        "`tokenprune verify ovis2` shows all comparisons; docs/add-a-family.md says .*; trust_family=True prunes"
+        "`tokenprune verify ovis2` shows all comparisons; docs/add-a-family.md says .*; "
+        "trust_family=True .--trust-family. prunes"
     )
     for _ in range(2):
         with pytest.raises(UnsupportedModelError, match=said.replace("+", r"\+")):

@@ -30,7 +30,9 @@ def verify(
     Pruning is compared with the same tokens hidden by a mask, or taken out of the sequence where blocks keep states,
     and what scorers read with the model's own attention. Types without an adapter of their own are pruned after this
     check has passed; it runs by itself when such a model is first pruned. trust_family=True of tokenprune.prune and
-    attach, or --trust-family of commands that load models, leaves it out. Exit code 1: not verified.
+    attach leaves it out, and so does --trust-family of generate, calibrate, profile, horizon, bench and sweep.
+
+    Exit code 1: not verified.
     """
     if (model is None) == (not every):
         raise typer.BadParameter("give a model type or a model, or --all", param_hint="MODEL")

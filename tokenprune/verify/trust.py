@@ -67,7 +67,7 @@ def adopt(config: Any, trust_family: bool = False) -> bool:
         raise UnsupportedModelError(
             f"pruning of model type {found.model_type!r} is not verified on transformers {found.transformers}: "
             f"{found.refusal}. `tokenprune verify {found.model_type}` shows all comparisons; docs/add-a-family.md says "
-            "how to write an adapter; trust_family=True prunes it all the same"
+            "how to write an adapter; trust_family=True (--trust-family) prunes it all the same"
         )
     adopted[types(config)] = Standard(reads_attention=found.attention is None)
     return True
