@@ -121,7 +121,8 @@ def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> No
         rotary, made = positions.rotary, {}
 
         def one(forward: Any, block: int, kind: str, hidden: Any, kwargs: Any) -> Any:
-            return made.setdefault((id(forward), block), rotary(forward, block, kind, hidden, kwargs))
+            seen = id(forward), forward.prompt.view_layers(block)
+            return made.setdefault(seen, rotary(forward, block, kind, hidden, kwargs))
 
         monkeypatch.setattr(positions, "rotary", one)
     else:
