@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .amounts import Budget
-from .decoder import additions, forward, inputs, visibility
+from .decoder import additions, forward, inputs, masks
 from .decoder.inputs import PassInput
 from .decoder.pipeline import Pipeline, assemble
 from .decoder.run import ForwardPass
@@ -198,7 +198,7 @@ class Pruner:
             self._blocks.hook(first, keep=compiled)
         if compiled and not made.prefill:  # what follows may be traced: no sizes of this prompt in there
             for block in range(first, self.anatomy.depth):
-                visibility.held(made, block, given.device)
+                masks.held(made, block, given.device)
 
     def _plain(self, made: ForwardPass) -> bool:
         """Whether later passes go as if nothing was dropped, as far as anybody knows now."""
@@ -218,7 +218,7 @@ class Pruner:
         if not plain or first < self._blocks.first:
             return False
         made = ForwardPass(self.pipeline, None, prompt, cache=cache)
-        made.held = visibility.held_in_static_cache(cache, mask)
+        made.held = masks.held_in_static_cache(cache, mask)
         self.live.forward_pass = made
         caches.mark_active(cache, True)
         return True

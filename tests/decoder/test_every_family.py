@@ -104,28 +104,29 @@ FOUND_BY = {
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A causal mask instead of the model's own, rows that are not added, RoPE of another kind, rows of others."""
-    from tokenprune.decoder import additions, visibility
+    from tokenprune.decoder import additions, masks, positions
 
     family = FOUND_BY[mutant]
     if mutant == "a causal mask":
-        followed = visibility.followed
+        followed = masks.followed
 
         def causal(forward: Any, block: int, hidden: Any, own: Any) -> Any:
             made = followed(forward, block, hidden, own)
             return made if made.shape[2] == 1 else torch.ones_like(made).tril()
 
-        monkeypatch.setattr(visibility, "followed", causal)
+        monkeypatch.setattr(masks, "followed", causal)
     elif mutant == "additions dropped":
         monkeypatch.setattr(additions, "_plus", lambda forward, block, rows, hidden: hidden)
     elif mutant == "tables of another type":
-        rotary, made = visibility.rotary, {}
+        rotary, made = positions.rotary, {}
 
         def one(forward: Any, block: int, kind: str, hidden: Any, kwargs: Any) -> Any:
-            return made.setdefault((id(forward), block), rotary(forward, block, kind, hidden, kwargs))
+            seen = id(forward), forward.prompt.view_layers(block)
+            return made.setdefault(seen, rotary(forward, block, kind, hidden, kwargs))
 
-        monkeypatch.setattr(visibility, "rotary", one)
+        monkeypatch.setattr(positions, "rotary", one)
     else:
-        monkeypatch.setattr(visibility, "narrowed", lambda value, view: _first(value, view))
+        monkeypatch.setattr(positions, "narrowed", lambda value, view: _first(value, view))
     recipe = "stages" if mutant == "tables of another type" else "layer 0"
     with pytest.raises((AssertionError, RuntimeError)):
         check(family, "eager", RAGGED, plan(family, recipe))

@@ -102,13 +102,13 @@ def test_every_kept_column_of_a_forward_pass(family: str, use_cache: bool) -> No
 def test_the_oracle_can_fail(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong mask, wrong positions or wrong columns in the engine is found by the ragged batch."""
     from tokenprune import ops
-    from tokenprune.decoder import visibility
+    from tokenprune.decoder import masks, positions
 
     if mutant == "mask":
-        followed = visibility.followed
-        monkeypatch.setattr(visibility, "followed", lambda *given: torch.ones_like(followed(*given)).tril())
+        followed = masks.followed
+        monkeypatch.setattr(masks, "followed", lambda *given: torch.ones_like(followed(*given)).tril())
     elif mutant == "positions":
-        monkeypatch.setattr(visibility, "rotary", lambda *given: (None, _first(*given[-2:])))
+        monkeypatch.setattr(positions, "rotary", lambda *given: (None, _first(*given[-2:])))
     else:
         gather = ops.gather_columns
         monkeypatch.setattr(ops, "gather_columns", lambda states, index: gather(states, index.roll(1, dims=1)))

@@ -84,7 +84,7 @@ def assemble(anatomy: Anatomy, recipe: Recipe, budget: Budget | None, processor:
     facts = _known_facts(anatomy, recipe, shared)
     for step in recipe.decoder_passes:
         if facts.keys() >= set(step.schedule.needs):
-            for visual in (1, ANY):
+            for visual in (1,) if anatomy.last_layer == anatomy.depth - 1 else (1, ANY):
                 with suppress(BudgetError):  # depends on the prompt: said at its prefill
                     _refuse_late(anatomy, max(plan(step, PlanInput(anatomy.depth, visual, facts)), default=0))
     recorder = _recorder(anatomy, recipe, live)

@@ -19,7 +19,7 @@ from ..seen.vision import Vision
 from ..state import cache as caches
 from ..state.prompt import Prompt
 from ..state.view import View
-from . import inputs, visibility
+from . import inputs, masks, positions
 from .run import ForwardPass
 
 
@@ -47,10 +47,10 @@ def arguments_of(
     view = forward.prompt.view_at(layer - 1).to(hidden.device)
 
     def given(number: int, kwargs: Mapping[str, Any]) -> Given:
-        positions, tables = visibility.rotary(forward, layer - 1, kinds[number], hidden, kwargs)
-        if positions is None and kwargs.get("position_ids") is not None:
-            positions = visibility.narrowed(kwargs["position_ids"].to(hidden.device), view)
-        return Given(number, tables, positions, kwargs.get("attention_mask"))
+        numbered, tables = positions.rotary(forward, layer - 1, kinds[number], hidden, kwargs)
+        if numbered is None and kwargs.get("position_ids") is not None:
+            numbered = positions.narrowed(kwargs["position_ids"].to(hidden.device), view)
+        return Given(number, tables, numbered, kwargs.get("attention_mask"))
 
     return {"previous": given(max(layer - 1, 0), before), "next": given(layer, kwargs)}
 
@@ -145,10 +145,10 @@ class ModelSource:
         else:
             mine = self.captured[name][self.row][self.real]
             given = guard.own(mine) if rows is None else mine[rows]
-        found, positions = ranks.all_heads(name, attention.heads(name, given)), self.blocks[block].positions
-        if name != "queries" or attention.temper is None or positions is None:
+        found, at = ranks.all_heads(name, attention.heads(name, given)), self.blocks[block].positions
+        if name != "queries" or attention.temper is None or at is None:
             return found
-        mine = positions[min(self.row, len(positions) - 1)][self.real]
+        mine = at[min(self.row, len(at) - 1)][self.real]
         return found * attention.temper(mine if rows is None else mine[rows]).to(found.dtype)[:, None]
 
     def rotate(self, block: Block, states: Tensor, rows: Tensor | None) -> Tensor:
@@ -191,7 +191,7 @@ class ModelSource:
         if prompt.earlier is not None:
             before = prompt.earlier.columns_held(self.blocks[block].number, prompt.start, own.device)
             held = torch.cat([before[self.row], held])
-        at = held - visibility.own_offset(self.forward, own)
+        at = held - masks.own_offset(self.forward, own)
         return (mine[:, at.clamp_min(0)] & (at >= 0) & (held >= 0)).to(self.states.device)
 
     def norm(self, states: Tensor) -> Tensor:
