@@ -91,7 +91,7 @@ def unknown(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_model_without_an_adapter_is_checked(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "check", lambda *_: [Comparison("this", "it failed")])
-    with pytest.raises(UnsupportedModelError, match="'ovis2' is not verified on transformers [0-9.]+: this: it failed"):
+    with pytest.raises(UnsupportedModelError, match=r"'ovis2' is not verified on transformers .*: this: it failed"):
         load_model(str(unknown))
     load_model(str(unknown), trust_family=True)
 
