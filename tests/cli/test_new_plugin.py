@@ -57,7 +57,6 @@ def tokenprune_adapters():
 
 KINDS = {"scorer": "loud", "scheduler": "steps", "merger": "fold", "adapter": "tiny-vip"}
 OPTIONAL = {  # of an adapter: answered by None
-    "this family does not say where its tokens lie",
     "states of this family's vision tower cannot be read",
     "this family's vision tower cannot be pruned",
 }

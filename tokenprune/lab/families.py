@@ -74,8 +74,7 @@ def conclusion(verdict: Verdict) -> str:
 
 def owner(model_type: str) -> str | None:
     """The name of the registered adapter of a model type; of several the built-in or first one."""
-    entries = registry().entries["adapter"].values()
-    return next((entry.name for entry in entries if model_type in entry.part.model_types), None)
+    return next((entry.name for entry in registry().adapters(model_type)), None)
 
 
 def model_types() -> list[str]:

@@ -69,13 +69,17 @@ class Registry:
                 return f"{kind} {entry.name!r} of {entry.distribution}"
         return f"{kind} {part.__name__!r} of module {part.__module__}"
 
+    def adapters(self, model_type: str) -> list[Entry]:
+        """Those that answer for a model type; the built-in one alone where there is one."""
+        found = [entry for entry in self.entries["adapter"].values() if model_type in entry.part.model_types]
+        return [entry for entry in found if entry.distribution == DISTRIBUTION] or found
+
     def adapter(self, config: Any) -> Adapter:
         """The adapter for `config.model_type`. Raises UnsupportedModelError; RegistryError if plugins have several."""
         model_type = getattr(config, "model_type", None)
-        found = [entry for entry in self.entries["adapter"].values() if model_type in entry.part.model_types]
-        ours = [entry for entry in found if entry.distribution == DISTRIBUTION]
-        if len(ours or found) == 1:
-            adapter: Adapter = (ours or found)[0].part()
+        found = self.adapters(str(model_type))
+        if len(found) == 1:
+            adapter: Adapter = found[0].part()
             return adapter
         if found:
             raise RegistryError(contest(f"model type {model_type!r}", found))
