@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as TYPES
 
-from tokenprune.decoder import additions, visibility
+from tokenprune.decoder import additions, masks, positions
 from tokenprune.families.standard import Standard
 from tokenprune.model.anatomy import Anatomy
 from tokenprune.parts.attention import Attention
@@ -54,7 +54,7 @@ def test_additions_that_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_causal_mask_instead_of_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    followed = visibility.followed
+    followed = masks.followed
 
     def causal(forward: Any, block: int, hidden: Any, own: Any) -> Any:
         made = followed(forward, block, hidden, own)
@@ -64,7 +64,7 @@ def test_a_causal_mask_instead_of_the_models_own(monkeypatch: pytest.MonkeyPatch
         below = torch.ones_like(seen).tril(made.shape[3] - made.shape[2])
         return below if made.dtype == torch.bool else torch.where(below, 0.0, torch.finfo(made.dtype).min)
 
-    monkeypatch.setattr(visibility, "followed", causal)
+    monkeypatch.setattr(masks, "followed", causal)
     found = failed(TWO_WAY)
     assert "pruning before block 0 == masking" in found
     assert KEEP_ALL not in found
@@ -97,13 +97,13 @@ def test_rotation_of_the_wrong_kind(turn: Any) -> None:
 
 
 def test_positions_of_other_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    rotary = visibility.rotary
+    rotary = positions.rotary
 
     def rolled(forward: Any, *args: Any) -> Any:
-        positions, tables = rotary(forward, *args)
-        return positions, tuple(table.roll(1, 1) for table in tables)
+        at, tables = rotary(forward, *args)
+        return at, tuple(table.roll(1, 1) for table in tables)
 
-    monkeypatch.setattr(visibility, "rotary", rolled)
+    monkeypatch.setattr(positions, "rotary", rolled)
     found = failed(PLAIN)
     assert {name.split(" == ")[0] for name in found} >= {"pruning before block 0", "pruning at layer 2"}
 
