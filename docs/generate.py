@@ -1,5 +1,6 @@
 """Writes what the pages can take from the code: `python docs/generate.py`. `test_docs.py` says when it is due.
 
+`python docs/generate.py families` checks every model type of transformers and writes the table of docs/families.md.
 Between `<!-- NAME -->` and `<!-- /NAME -->` of a page stands what `blocks()[NAME]` gives.
 """
 
@@ -7,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import transformers
 import typer
 import yaml
 
@@ -17,13 +20,16 @@ from tokenprune.cli import app
 from tokenprune.lab.catalog import summary
 from tokenprune.lab.costs import cost, spell
 from tokenprune.lab.defaults import SHAPE, TEXT
+from tokenprune.lab.families import model_types, owner, why
 from tokenprune.plan.shapes import visual_tokens
 from tokenprune.recipe import load, presets, registered, source
 from tokenprune.registry import DISTRIBUTION, KINDS, Entry, registry
+from tokenprune.verify.trust import verify_type
 
 ROOT = Path(__file__).parent.parent
 NEXT = ("640", "320", "160")  # presets of LLaVA-NeXT's tiles, which mean nothing on SHAPE
 PAGES = ("docs/recipes.md", "docs/reference.md", "docs/cli.md")
+FAMILIES = "docs/families.md"
 
 
 def blocks() -> dict[str, str]:
@@ -88,6 +94,34 @@ def plugins() -> str:
     return "\n".join(parts)
 
 
+def families() -> str:
+    """Every model type with what a check of it comes to."""
+    head = ["model type", "adapter", "pruning equals", "scorers of attention", "why not"]
+    rows = [family(model_type) for model_type in model_types()]
+    own = sum(row[1] not in ("standard", "none") for row in rows)
+    verified = sum(row[1] == "standard" for row in rows)
+    return (
+        f"transformers {transformers.__version__}: {len(rows)} types, {own} with an adapter of their own, {verified} "
+        f"more that the standard one is right for, {len(rows) - own - verified} that are not pruned.\n\n"
+    ) + table(head, rows)
+
+
+def family(model_type: str) -> list[str]:
+    """A row of that table."""
+    verdict, own = verify_type(model_type), owner(model_type)
+    if verdict.refusal is not None:
+        return [f"`{model_type}`", f"`{own}`" if own else "none", "", "", _steady(why(verdict))]
+    masked = all("shortened" not in one.name for one in verdict.comparisons)
+    equals, attention = "masking" if masked else "the shortened sequence", verdict.attention
+    adapter = f"`{own}`" if own else "standard"
+    return [f"`{model_type}`", adapter, equals, "no" if attention else "yes", _steady(attention or "")]
+
+
+def _steady(reason: str) -> str:
+    """Without numbers, which differ from machine to machine, and without what is said to whoever ran it."""
+    return re.sub(r" by up to \S+( of theirs)?| but it was not found.*|^\w+Error: ", "", reason)
+
+
 def _settings(entry: Entry) -> str:
     if not dataclasses.is_dataclass(entry.part):
         return ""  # an adapter
@@ -129,8 +163,9 @@ def _paragraphs(text: str | None) -> str:
 
 
 if __name__ == "__main__":
-    made = blocks()
-    for page in PAGES:
+    checked = sys.argv[1:] == ["families"]
+    made = {"families": families()} if checked else blocks()
+    for page in (FAMILIES,) if checked else PAGES:
         path = ROOT / page
         path.write_text(write(path.read_text(), made))
         print(path.relative_to(ROOT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from commands import run
 from families import model
 from PIL import Image
 from real_processors import tokenizer
-from transformers import Qwen2VLImageProcessorPil
+from transformers import AutoProcessor, Qwen2VLImageProcessorPil
 from transformers.utils import is_torchvision_available
 from transformers.utils.import_utils import BACKENDS_MAPPING
 
-from tokenprune.errors import TokenpruneError
-from tokenprune.lab.loading import _missing, load_model
+from tokenprune.errors import TokenpruneError, UnsupportedModelError
+from tokenprune.lab.loading import PICO, _missing, load_model
+from tokenprune.registry import registry
+from tokenprune.verify import trust
+from tokenprune.verify.trial import Trial
+from tokenprune.verify.typical import typical
+from tokenprune.verify.verdict import Comparison
 
 FOR_VIDEOS = {"video_processor_type": "Qwen3VLVideoProcessor"}
 
@@ -70,3 +76,33 @@ def test_only_packages_that_are_not_there_are_named(there: bool, monkeypatch: py
 def test_transformers_still_says_it_in_these_words() -> None:
     assert {"torchvision", "av", "sentencepiece"} <= set(BACKENDS_MAPPING)
     assert all("{0}" in words for _, words in BACKENDS_MAPPING.values())
+
+
+@pytest.fixture
+def unknown(tmp_path: Path) -> Iterator[Path]:
+    """A model that nobody wrote an adapter for, in a folder with some processor."""
+    made = Trial.of(typical("ovis2")).model
+    made.save_pretrained(tmp_path / "model")
+    AutoProcessor.from_pretrained(PICO).save_pretrained(tmp_path / "model")
+    registry().adopted.clear()
+    yield tmp_path / "model"
+    registry().adopted.clear()
+
+
+def test_a_model_without_an_adapter_is_checked(unknown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "check", lambda *_: [Comparison("this", "it failed")])
+    with pytest.raises(UnsupportedModelError, match=r"'ovis2' is not verified on transformers .*: this: it failed"):
+        load_model(str(unknown))
+    load_model(str(unknown), trust_family=True)
+
+
+def test_a_command_that_trusts(
+    unknown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trust, "check", lambda *_: [Comparison("this", "it failed")])
+    asked = ("generate", str(unknown), "--prompt", "read the digits", "--max-new-tokens", "1")
+    code, _, said = run(capsys, *asked)
+    assert code == 1
+    assert "this: it failed" in " ".join(said.split())
+    assert "trust_family=True (--trust-family) prunes it all the same" in " ".join(said.split())
+    assert run(capsys, *asked, "--trust-family")[0] == 0

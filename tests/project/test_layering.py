@@ -36,9 +36,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": {"amounts", "errors", "outputs", "plan", "pruner", "recipe", "show", "state", "verify", "version"},
     "contract": {"api", "builtin", "errors", "families", "model", "parts", "recipe", "registry", "seen", "state"}
     | {"verify"},
-    "lab": {"amounts", "api", "builtin", "ecl", "errors", "model", "ops", "outputs", "parts", "plan", "recipe"}
-    | {"registry", "seen", "show", "verify"},
-    "cli": {"amounts", "api", "ecl", "errors", "lab", "outputs", "plan", "recipe", "registry", "show"} | {"version"},
+    "lab": {"amounts", "api", "builtin", "ecl", "errors", "families", "model", "ops", "outputs", "parts", "plan"}
+    | {"recipe", "registry", "seen", "show", "verify"},
+    "cli": {"amounts", "api", "ecl", "errors", "lab", "outputs", "plan", "recipe", "registry", "show", "verify"}
+    | {"version"},
     "__init__": {"version", "api", "errors", "parts", "recipe", "registry", "seen"},
     "__main__": {"cli"},
 }

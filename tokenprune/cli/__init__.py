@@ -13,7 +13,7 @@ import typer
 
 from ..errors import BudgetError, LayerError, RecipeError, TokenpruneError, UnknownNameError
 from ..version import __version__
-from . import analyse, catalog, create, evaluate, measure, run, tables
+from . import analyse, catalog, create, evaluate, families, measure, run, tables
 from . import demo as showing
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (
-    *(catalog.ls, catalog.show, catalog.check, catalog.explain),
+    *(catalog.ls, catalog.show, catalog.check, catalog.explain, families.verify),
     *(run.generate, run.calibrate, showing.demo),
     *(analyse.profile, analyse.horizon, measure.bench, measure.sweep),
 )

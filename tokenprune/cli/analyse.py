@@ -17,6 +17,7 @@ from .options import (
     LayersOption,
     ModelArgument,
     RowsOption,
+    TrustOption,
     load_model,
 )
 
@@ -42,6 +43,7 @@ def profile(
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
+    trust_family: TrustOption = False,
 ) -> None:
     """Entropy of visual tokens by layer, spectra of some `--layers`, and the collapse layer with its stability."""
     from ..lab import profile as profiles
@@ -55,7 +57,7 @@ def profile(
             param_hint="--recipe",
         )
     check_output(output, folder=True)
-    loaded = load_model(model, attn, dtype, device)
+    loaded = load_model(model, attn, dtype, device, trust_family)
     asked = profiles.Asked(shown, data, seed, ask, layers, recipe)
     made = profiles.measure(loaded, asked, output, lambda items: tables.follow(items, "prefills"))
     _print_profile(made)
@@ -99,6 +101,7 @@ def horizon(
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
+    trust_family: TrustOption = False,
 ) -> None:
     """Information of windows of visual tokens by layer (arXiv 2512.07580), and the layer where it vanishes."""
     if task != "pico":
@@ -106,7 +109,7 @@ def horizon(
     from ..lab import horizon as horizons
 
     check_output(output, folder=True)
-    loaded = load_model(model, attn, dtype, device)
+    loaded = load_model(model, attn, dtype, device, trust_family)
     asked = horizons.Asked(limit, seed, window, layers, threshold, oracle, batch)
     made = horizons.prepare(loaded, asked, output)
     with tables.bar() as progress:

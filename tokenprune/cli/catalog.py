@@ -16,6 +16,7 @@ from ..lab.defaults import SHAPE, TEXT
 from ..plan.shapes import VISUAL, geometry, shapes, visual_tokens
 from ..registry import KINDS
 from . import tables
+from .families import list_families
 from .options import (
     BudgetOption,
     EclOption,
@@ -29,12 +30,13 @@ from .options import (
 )
 
 PLURALS = {f"{kind}s": kind for kind in KINDS}
-SHAPES = "shapes"
+SHAPES, FAMILIES = "shapes", "families"
 
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(help=f"One of {', '.join(PLURALS)}, or shapes; all but shapes without it.")
+        str | None,
+        typer.Argument(help=f"One of {', '.join(PLURALS)}, shapes or families; without it all but the last two."),
     ] = None,
     shape: ShapeOption = SHAPE,
     text: TextOption = TEXT,
@@ -44,9 +46,9 @@ def ls(
     as_json: JsonOption = False,
 ) -> None:
     """List what is registered and where it comes from; `ls recipes`: what each keeps and costs on a model shape; `ls
-    shapes`: the models whose sizes are known."""
-    if kind is not None and kind not in (*PLURALS, SHAPES):
-        raise UnknownNameError("kind of part", kind, (*PLURALS, SHAPES))
+    shapes`: the models whose sizes are known; `ls families`: which model types are pruned, by which adapter."""
+    if kind is not None and kind not in (*PLURALS, SHAPES, FAMILIES):
+        raise UnknownNameError("kind of part", kind, (*PLURALS, SHAPES, FAMILIES))
     if kind != "recipes" and (shape, text, visual, ecl, budget) != (SHAPE, TEXT, None, None, None):
         raise typer.BadParameter("shapes, tokens and budgets are for the table of `tokenprune ls recipes`")
     from ..lab import catalog, costs
@@ -54,6 +56,8 @@ def ls(
 
     if kind == SHAPES:
         _list_shapes(as_json)
+    elif kind == FAMILIES:
+        list_families(as_json)
     elif kind == "recipes":
         wanted, visual, depth = read_budget(budget), visual or visual_tokens(shape), geometry(shape).depth
         rows = costs.costs(shape, visual, text, ecl, wanted)

@@ -19,6 +19,7 @@ from .options import (
     DtypeOption,
     OutputOption,
     RecipesOption,
+    TrustOption,
     load_model,
     read_budget,
     read_dtype,
@@ -48,6 +49,7 @@ def bench(
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
+    trust_family: TrustOption = False,
 ) -> None:
     """Time, memory and FLOPs of one prompt without and with pruning, in turn: tower, prefill, decode."""
     if (model is None) == (random_init is None):
@@ -60,7 +62,7 @@ def bench(
         dtype = read_dtype(dtype)
         subject = benches.at_random(random_init, scale, text, ecl, attention=attn, dtype=dtype, device=device)
     else:
-        subject = benches.of_a_picture(load_model(str(model), attn, dtype, device), image, prompt, ecl)
+        subject = benches.of_a_picture(load_model(str(model), attn, dtype, device, trust_family), image, prompt, ecl)
     one = benches.Bench(subject.model, subject.inputs, new_tokens, subject.processor)
     with tables.bar() as progress:
         task = progress.add_task("rounds", total=one.rounds(runs))
@@ -96,6 +98,7 @@ def sweep(
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
+    trust_family: TrustOption = False,
 ) -> None:
     """Accuracy, tokens and FLOPs of every combination of recipes, settings and budgets; a second run goes on."""
     if task not in TASKS:
@@ -105,7 +108,7 @@ def sweep(
 
     wanted = sweeps.combinations(recipe, settings or [], budget)
     check_output(output, folder=True)
-    loaded = load_model(model, attn, dtype, device)
+    loaded = load_model(model, attn, dtype, device, trust_family)
     known = {**conditions.of_rows("sweep", loaded), "model": model, "task": task, "limit": limit, "seed": seed}
     with tables.bar() as progress:
         bar = progress.add_task("combinations", total=len(wanted))

@@ -23,6 +23,9 @@ ModelArgument = Annotated[str, typer.Argument(help="A hub id, a local folder, or
 AttnOption = Annotated[str | None, typer.Option("--attn", help="Attention implementation, e.g. flash_attention_2.")]
 DtypeOption = Annotated[str, typer.Option(help=f"One of {', '.join(DTYPES)}.")]
 DeviceOption = Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU if there is one.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-family", help="Leave out the check of a model type without an adapter of its own.")
+]
 
 RecipeArgument = Annotated[str, typer.Argument(help="A recipe name, name@preset, or a YAML file.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="A recipe; without it nothing is pruned.")]
@@ -73,8 +76,10 @@ def read_recipe(
     return load(recipe, *(overrides or [])) if recipe else None, read_budget(budget)
 
 
-def load_model(model: str, attn: str | None = None, dtype: str = "auto", device: str | None = None) -> Loaded:
+def load_model(
+    model: str, attn: str | None = None, dtype: str = "auto", device: str | None = None, trust_family: bool = False
+) -> Loaded:
     """The model that options name. TokenpruneError says why it cannot be loaded."""
     from ..lab import loading
 
-    return loading.load_model(model, attn, read_dtype(dtype), device)
+    return loading.load_model(model, attn, read_dtype(dtype), device, trust_family)

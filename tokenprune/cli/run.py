@@ -19,6 +19,7 @@ from .options import (
     ModelArgument,
     OverridesArgument,
     RecipeOption,
+    TrustOption,
     load_model,
     read_recipe,
 )
@@ -52,6 +53,7 @@ def generate(
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
+    trust_family: TrustOption = False,
 ) -> None:
     """Answer a question about pictures or videos; with a recipe, pruned, and say what was kept."""
     built, wanted = read_recipe(recipe, overrides, budget)
@@ -65,7 +67,7 @@ def generate(
         check_output(report)
     images = [read_image(path) for path in image or []]
     videos = [read_video(path, frames) for path in video or []]
-    loaded = load_model(model, attn, dtype, device)
+    loaded = load_model(model, attn, dtype, device, trust_family)
     inputs = loaded.inputs(prompt, images, videos)
     if built is None:
         print(loaded.answer(inputs, max_new_tokens))
@@ -115,6 +117,7 @@ def calibrate(
     attn: AttnOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = None,
+    trust_family: TrustOption = False,
 ) -> None:
     """Find a model's Entropy Collapse Layer on a folder of pictures and remember it for exactly these weights.
 
@@ -130,7 +133,7 @@ def calibrate(
     if output is not None:
         check_output(output)
     shown = calibrations.choose(images, limit)
-    loaded = load_model(model, attn, dtype, device)
+    loaded = load_model(model, attn, dtype, device, trust_family)
     prompts = (loaded.inputs(prompt, [picture]) for picture in tables.follow(shown, "pictures"))
     fact, value = calibrations.measured(method, made_by, loaded, prompts, given)
     if (text := calibrations.fitted(fact, value)) is not None:

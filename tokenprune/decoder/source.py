@@ -128,11 +128,11 @@ class ModelSource:
         if (found := anatomy.attention(number)) is not None:
             return found
         behind = int(block == "previous")
-        layers = [b + behind for b in range(anatomy.depth - behind) if anatomy.attention(b) is not None]
+        layers = [str(b + behind) for b in range(anatomy.depth - behind) if anatomy.attention(b) is not None]
+        others = f"prune at one of the layers {', '.join(layers)}, or " if layers else ""
         raise ScorerError(
             f"at layer {self.layer} block {number} ({anatomy.kinds[number]}) has no queries, keys or values to read: "
-            f"prune at one of the layers {', '.join(map(str, layers))}, or use a scorer of hidden states such as "
-            "diversity"
+            f"{others}use a scorer of hidden states such as diversity"
         )
 
     def project(self, block: Block, name: Name, rows: Tensor | None) -> Tensor | None:

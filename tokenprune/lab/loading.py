@@ -111,8 +111,16 @@ def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
 
 
-def load_model(name: str, attention: str | None = None, dtype: str = "auto", device: str | None = None) -> Loaded:
+def load_model(
+    name: str,
+    attention: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    trust_family: bool = False,
+) -> Loaded:
     """Load a hub id or a local folder; `pico` is the bundled model. Safetensors only, no remote code.
+
+    `trust_family`: as in `tokenprune.prune`.
 
     Raises TokenpruneError with the reason if it cannot be loaded.
     """
@@ -131,7 +139,7 @@ def load_model(name: str, attention: str | None = None, dtype: str = "auto", dev
             path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
         )
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-        adapter_for(model.config)
+        adapter_for(model.config, trust_family)
         return Loaded(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         if packages := _missing(error):

@@ -92,9 +92,14 @@ class Registry:
 
 
 def types(config: Any) -> tuple[str, str]:
-    """Of a model and of its decoder."""
+    """Of a model and of its decoder: `lfm2 (conv, full_attention)`, where blocks are not all of full attention."""
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    return str(getattr(config, "model_type", None)), str(getattr(text, "model_type", None))
+    window = "sliding" if getattr(text, "sliding_window", None) else "full"
+    kinds = sorted(set(getattr(text, "layer_types", None) or (f"{window}_attention",)))
+    decoder = str(getattr(text, "model_type", None))
+    return str(getattr(config, "model_type", None)), (
+        decoder if kinds == ["full_attention"] else f"{decoder} ({', '.join(kinds)})"
+    )
 
 
 def contest(what: str, rivals: Sequence[Entry]) -> str:

@@ -25,25 +25,12 @@ from .masking import hidden_by_mask
 from .shortened import kept_columns, shortened
 from .shrink import said
 from .trial import Trial
+from .verdict import ATTENTION, Comparison
 
 LAID_OUT = "modules and blocks are such as pruning follows"
 KEEP_ALL = "keeping all == no pruning"
-ATTENTION = "attention rows == the model's own"
 STEPS = 3
 """Tokens of each answer that is compared."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One thing that was compared.
-
-    Attributes:
-        name: what with what.
-        failure: how it failed; None if it holds.
-    """
-
-    name: str
-    failure: str | None = None
 
 
 def check(config: Any, adapter: Adapter) -> list[Comparison]:

@@ -71,6 +71,8 @@ def _value(name: str, value: Any, blocks: Blocks, ids: Mapping[int, int]) -> Any
 
 
 def _number(name: str, value: int, ids: Mapping[int, int]) -> int:
+    if name == "vocab_size":
+        return VOCAB  # whose ids prompts are made of, however few it had
     if _TOKENS.fullmatch(name):
         return ids.get(value, value)
     if _TOWER_BLOCKS.fullmatch(name):  # counted from the last block where negative

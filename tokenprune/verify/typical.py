@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from .prompt import STARTS, configs, first
+from .shrink import said
 
 _IMAGE, _START = 1_000_001, 1_000_002  # no other special token is
 _SOUNDS = ("audio_token_id", "audio_token_index")
@@ -42,7 +43,7 @@ def typical(model_type: str) -> Any:
         config = AutoConfig.for_model(model_type)
     except Exception as error:
         raise UnsupportedModelError(
-            f"transformers has no default config of model type {model_type!r}: {error}"
+            f"transformers has no default config of model type {model_type!r}: {said(error)}"
         ) from error
     for one in configs(config):
         fields = vars(one)
@@ -51,6 +52,10 @@ def typical(model_type: str) -> Any:
                 setattr(one, name, value)
         if "mlp_layer_types" in fields and one.mlp_layer_types is None:
             one.mlp_layer_types = ["dense"] + ["sparse"] * (one.num_hidden_layers - 1)
+        if fields.get("full_attn_idxs") == list(range(fields.get("num_hidden_layers", 0))):  # for want of numbers
+            one.full_attn_idxs = one.full_attn_idxs[2::3]
+            one.layer_types = ["conv", "conv", "full_attention"] * len(one.full_attn_idxs)
+            one.num_hidden_layers = len(one.layer_types)
         if fields.get("rope_parameters") == {} and fields.get("layer_types"):
             rotation = {"rope_type": "default", "rope_theta": 10000.0}
             one.rope_parameters = {kind: dict(rotation) for kind in one.layer_types}
