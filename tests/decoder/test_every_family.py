@@ -74,17 +74,15 @@ def test_keep_all_is_no_pruning(family: str, attention: str) -> None:
         assert torch.equal(logits(answer(family, attention, RAGGED)), full)
 
 
-def windowed(family: str) -> list[int]:
-    return [number for number, kind in enumerate(Anatomy.of(model(family)).kinds) if "attention" in kind]
-
-
 @pytest.mark.works("Models", "windows that the prompt or its answer crosses")
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("steps", [3, 14])
 @pytest.mark.parametrize("family", ["gemma3", "gemma3_wide", "gemma4_small", "llama4", "paligemma2"])
-def test_a_window_is_crossed(family: str, steps: int, attention: str) -> None:
-    """By the prompt where it is shorter, during a long answer where it is longer."""
-    lm, recipe = model(family, attention), {"prune": plan(family, "stages")}
+def test_a_window_is_crossed(family: str, attention: str) -> None:
+    """By the prompt where it is shorter, during the answer where it is longer."""
+    lm, recipe, steps = model(family, attention), {"prune": plan(family, "stages")}, 14
+    text, width = lm.config.get_text_config(), inputs(family, RAGGED)["input_ids"].shape[1]
+    window = getattr(text, "sliding_window", None) or text.attention_chunk_size
+    assert width < window < width + steps if family == "gemma3_wide" else window < width
     with tokenprune.prune(lm, recipe) as pruning:
         pruned = logits(answer(family, attention, RAGGED, steps))
     assert pruning.state is not None
@@ -276,6 +274,15 @@ def test_beams(family: str) -> None:
         together = answer(family, "sdpa", RAGGED, num_beams=3).sequences[:, -6:]
         alone = [answer(family, "sdpa", [prompt], num_beams=3).sequences[0, -6:] for prompt in RAGGED]
     assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.works("Generation", "static caches of decoders that see all columns in all blocks")
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "glm4v", "mistral3"])
+def test_static_caches(family: str) -> None:
+    with tokenprune.prune(model(family), {"prune": plan(family, "stages")}):
+        found = logits(answer(family, "sdpa", RAGGED, cache_implementation="static"))
+        expected = logits(answer(family, "sdpa", RAGGED))
+    assert close(found, expected)
 
 
 @pytest.mark.works("Training", "LoRA on decoders of other families")

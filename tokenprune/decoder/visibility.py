@@ -39,13 +39,14 @@ def arguments(
     changed = forward.changed[kind]
     if changed is None:
         return None
-    if forward.prefill and prompt.view_layer(block) is not None:
-        view = prompt.view_at(block).to(hidden.device)
-        args = tuple(positions.narrowed(value, view) for value in args)
-        kwargs = {name: value if name in changed else positions.narrowed(value, view) for name, value in kwargs.items()}
-        if hidden.shape[1] < view.width:
-            changed = _of_last_rows(changed, hidden.shape[1])
-    return args, {**kwargs, **changed}
+    if not forward.prefill or (layer := prompt.view_layer(block)) is None:
+        return args, {**kwargs, **changed}
+    view = prompt.views[layer]
+    rest = {name: value for name, value in kwargs.items() if isinstance(value, Tensor) and name not in changed}
+    if hidden.shape[1] < view.width:
+        changed = _of_last_rows(changed, hidden.shape[1])
+    rest = {name: positions.narrowed(value, view) for name, value in rest.items()}
+    return tuple(positions.narrowed(value, view) for value in args), {**kwargs, **rest, **changed}
 
 
 def _changed(
@@ -67,6 +68,9 @@ def _changed(
         changed["position_ids"] = None
     elif numbered is not None:
         changed["position_ids"] = numbered
+    elif forward.prefill and "position_ids" in kwargs:
+        view = forward.prompt.view_at(block)
+        changed["position_ids"] = positions.narrowed(kwargs["position_ids"], view)
     return changed
 
 

@@ -47,7 +47,9 @@ class Loaded:
         if videos and getattr(self.processor, "video_processor", None) is not None:
             more["do_sample_frames"] = False  # frames were chosen where the video was read; some would choose again
         batch = self.processor(text=texts, return_tensors="pt", **more, **media)
-        return dict(batch.to(self.model.device))
+        made = batch.to(self.model.device).items()
+        # some processors give pixels in half precision, whatever the model's is
+        return {name: value.to(self.model.dtype) if _is_real(value) else value for name, value in made}
 
     def chat(self, question: str, images: int = 0, videos: int = 0) -> str:
         """The text of a question about so many pictures and videos, by the processor's chat template."""
@@ -74,6 +76,10 @@ class Loaded:
             out = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = out[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _ask(question: str, images: int = 0, videos: int = 0) -> dict[str, Any]:

@@ -42,5 +42,5 @@ def media(kind: str, seed: int) -> tuple[int, dict[str, Tensor]]:
 
 TINY = (
     tiny.Tiny("gemma3", partial(build, 8), media, types="token_type_ids"),
-    tiny.Tiny("gemma3_wide", partial(build, 512), media, types="token_type_ids"),
+    tiny.Tiny("gemma3_wide", partial(build, 48), media, types="token_type_ids"),
 )
