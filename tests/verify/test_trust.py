@@ -211,6 +211,22 @@ def test_what_another_adapter_came_to_counts_for_nothing(checks: list[Any]) -> N
     assert [adapter for _, adapter in checks] == [plugin, Standard]
 
 
+def test_a_type_that_is_in_use_is_checked_as_before() -> None:
+    """The adapter in use reads no attention, since that failed; what is compared is what the standard one reads."""
+    config = typical("fuyu")
+    before = verify(config)
+    assert before.refusal is None
+    assert before.attention is not None
+    adopted = adapter_for(config)
+    assert isinstance(adopted, Standard)
+    assert not adopted.reads_attention
+    asked: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trust, "check", lambda config, adapter: asked.append(adapter) or FINE)
+        verify(config)
+    assert asked[0].reads_attention
+
+
 # -- what is not checked ---------------------------------------------------------------------------------------------
 
 

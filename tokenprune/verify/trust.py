@@ -29,6 +29,8 @@ def verify(config: Any, adapter: Adapter | None = None) -> Verdict:
             adapter = registry().adapter(config)
         except UnsupportedModelError:
             adapter = Standard()
+        if type(adapter) is Standard:  # one that was adopted may be told not to read attention
+            adapter = Standard()
     comparisons: Sequence[Comparison] = ()
     reason = None
     try:
