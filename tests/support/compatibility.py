@@ -56,12 +56,12 @@ class Compatibility:
         mark = _mark(item)
         if mark is None:
             return (yield)
-        said: list[str] = []
+        made: list[TokenpruneError] = []
         plain = TokenpruneError.__init__
 
         def heard(error: TokenpruneError, *args: Any) -> None:
             plain(error, *args)
-            said.append(str(error))
+            made.append(error)
 
         TokenpruneError.__init__ = heard  # type: ignore[method-assign]
         try:
@@ -75,7 +75,8 @@ class Compatibility:
             if isinstance(value, str | bool | int):
                 row.values.setdefault(key, {})[str(value)] = None
         if mark.name == "refused":
-            sentence = mark.kwargs.get("sentence") or next(iter(said), "")
+            raised = (str(error) for error in made if error.__traceback__ is not None)  # some are kept for later
+            sentence = mark.kwargs.get("sentence") or next(raised, "")
             row.sentences.setdefault(re.sub(r"\s+", " ", sentence).replace("|", "\\|"))
         return given
 

@@ -240,6 +240,16 @@ def test_trust_leaves_the_check_out(monkeypatch: pytest.MonkeyPatch, folder: Pat
     assert not folder.exists()
 
 
+def test_trust_is_of_one_call(checks: list[Any]) -> None:
+    """Whoever does not say so afterwards has the type checked."""
+    config = typical("ovis2")
+    assert not adapter_for(config, True).checked  # type: ignore[attr-defined]
+    assert not checks
+    assert adapter_for(config).checked  # type: ignore[attr-defined]
+    assert len(checks) == 1
+    assert adapter_for(config, True).checked  # type: ignore[attr-defined]
+
+
 def test_families_with_a_file_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "check", lambda *_: pytest.fail("checked"))
     assert type(adapter_for(typical("llava"))).model_types == ("llava",)

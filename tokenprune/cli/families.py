@@ -80,5 +80,5 @@ def list_families(as_json: bool) -> None:
     own = sum(one.adapter is not None for one in found)
     tables.say(
         f"{own} of {len(found)} types have an adapter of their own; the standard one is verified for {verified} more "
-        "here. A type that is not checked yet is checked when a model of it is first pruned"
+        "here. A type that is not checked yet is checked when a model of it is first pruned, or by tokenprune verify"
     )

@@ -13,9 +13,11 @@ class Standard(Adapter):
 
     model_types = ()
 
-    def __init__(self, reads_attention: bool = True) -> None:
+    def __init__(self, reads_attention: bool = True, checked: bool = True) -> None:
         self.reads_attention = reads_attention
         """Whether what the defaults say of queries and keys is true of this model."""
+        self.checked = checked
+        """Whether a check has shown that they hold; else somebody trusts them."""
 
     def attention(self, block: nn.Module) -> Attention | None:
         return super().attention(block) if self.reads_attention else None

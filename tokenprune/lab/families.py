@@ -12,6 +12,8 @@ from ..families.standard import Standard
 from ..registry import registry
 from ..verify.verdict import Verdict, all_remembered, path_of
 
+UNCHECKED = "not checked here yet"
+
 
 @dataclass(frozen=True)
 class Known:
@@ -32,8 +34,7 @@ class Known:
         """In words: verified here or not, and why."""
         several = len(self.verdicts) > 1
         found = [f"with {one.decoder}: {outcome(one)}" if several else outcome(one) for one in self.verdicts]
-        unchecked = f"not checked here yet: tokenprune verify {self.model_type}"
-        return "; ".join(found) or ("" if self.adapter else unchecked)
+        return "; ".join(found) or ("a file of its own" if self.adapter else UNCHECKED)
 
     @property
     def described(self) -> dict[str, Any]:

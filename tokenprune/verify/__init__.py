@@ -21,10 +21,18 @@ def adapter_for(config: Any, trust_family: bool = False) -> Adapter:
         RegistryError: several plugins have one.
     """
     try:
-        return registry().adapter(config)
+        found = registry().adapter(config)
     except UnsupportedModelError:
-        from .trust import adopt  # families with a file need nothing of it
-
-        if not adopt(config, trust_family):
+        if not _adopt(config, trust_family):
             raise
+    else:
+        if trust_family or getattr(found, "checked", True):
+            return found
+        _adopt(config)  # who trusted this type spoke for a call of their own
     return registry().adapter(config)
+
+
+def _adopt(config: Any, trust_family: bool = False) -> bool:
+    from .trust import adopt  # families with a file need nothing of it
+
+    return adopt(config, trust_family)

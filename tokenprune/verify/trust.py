@@ -59,7 +59,7 @@ def adopt(config: Any, trust_family: bool = False) -> bool:
         return False
     adopted = registry().adopted
     if trust_family:
-        adopted[types(config)] = Standard()
+        adopted[types(config)] = Standard(checked=False)
         return True
     found = remembered(config)
     if found is None or found.reason is not None:  # what could not be run may be by now: packages were missing, say
