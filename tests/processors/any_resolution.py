@@ -17,7 +17,7 @@ import torch
 from dots import check, dotted, panels
 from PIL import Image
 from processed import unmixed
-from real_processors import QUESTION, loaded, template, tokenizer
+from real_processors import QUESTION, RECIPE, loaded, template, tokenizer
 from transformers import (
     Glm46VImageProcessor,
     Glm46VProcessor,
@@ -42,12 +42,6 @@ from tokenprune.lab.media import read_image, read_video
 from tokenprune.registry import registry
 from tokenprune.show import overlay
 
-RECIPE = {
-    "prune": [
-        {"scorer": "diversity", "schedule": {"name": "fixed", "layer": 0, "keep": 0.5}},
-        {"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 6}},
-    ]
-}
 PATCHES = {"size": {"shortest_edge": 256, "longest_edge": 4096}, "patch_size": 4}
 VIDEOS = {"size": {"shortest_edge": 256, "longest_edge": 4096 * 8}, "patch_size": 4}
 PAIRS = {"merge_size": 2, "temporal_patch_size": 2}
@@ -131,7 +125,7 @@ def test_from_files_to_a_pruned_answer(family: str, user: Loaded, tmp_path: Path
     state = pruning.state
     assert state is not None
     left = state.views[2].index[0]
-    assert int(state.visual[0, left].sum()) == 6
+    assert int(state.visual[0, left].sum()) == 5
     assert torch.equal(lm.generate(**given, max_new_tokens=4, do_sample=False), plain)
 
 

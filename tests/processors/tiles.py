@@ -18,7 +18,7 @@ import torch
 from dots import dotted
 from families import model
 from PIL import Image
-from real_processors import QUESTION, loaded, template, tokenizer
+from real_processors import QUESTION, RECIPE, loaded, template, tokenizer
 from transformers import (
     AyaVisionProcessor,
     Cohere2VisionImageProcessor,
@@ -50,12 +50,6 @@ from tokenprune.parts.adapter import Given
 from tokenprune.registry import registry
 from tokenprune.show import overlay
 
-RECIPE = {
-    "prune": [
-        {"scorer": "diversity", "schedule": {"name": "fixed", "layer": 0, "keep": 0.5}},
-        {"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 5}},
-    ]
-}
 SQUARE = {"size": {"height": 32, "width": 32}}
 CUT = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}}
 TAGS = {f"<row_{row}_col_{column}>": 40 + 3 * row + column for row in (1, 2, 3) for column in (1, 2, 3)}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from dots import dotted
-from families import MIXED, RAGGED, has_video, inputs, model
+from dots import dotted, places_of_a_batch
+from families import MIXED, inputs, model
 from processed import unmixed
 from transformers import (
     Glm4vImageProcessorPil,
@@ -19,7 +19,6 @@ from transformers import (
 from tokenprune.families import grids
 from tokenprune.parts.adapter import Given
 from tokenprune.registry import registry
-from tokenprune.show import overlay
 
 SIZES = {"size": {"shortest_edge": 256, "longest_edge": 4096}, "patch_size": 4}
 QWEN = Qwen2VLImageProcessorPil(**SIZES, merge_size=2, temporal_patch_size=2)
@@ -81,15 +80,7 @@ def test_a_transposed_grid_would_be_found(family: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_pictures_and_videos_of_a_batch_find_their_tokens(family: str) -> None:
     """As many as each prompt has, in its order, each with the columns of one stretch of placeholders."""
-    prompts = MIXED if has_video(family) else RAGGED
-    given, config = inputs(family, prompts), model(family).config
-    adapter = registry().adapter(config)
-    visual = adapter.visual(config, given["input_ids"])
-    for row, (_, segments) in enumerate(prompts):
-        found = overlay.placed(adapter, config, given["input_ids"], visual, given, row)
-        assert len(found) == sum(isinstance(segment, str) for segment in segments)
-        columns = torch.cat([picture.columns for picture in found]) if found else torch.empty(0, dtype=torch.int64)
-        assert torch.equal(columns, visual[row].nonzero()[:, 0])
+    for _, found in places_of_a_batch(family):
         assert all((picture.columns.diff() == 1).all() for picture in found)
 
 

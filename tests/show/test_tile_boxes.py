@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from dots import dotted
-from families import IMAGE, MIXED, RAGGED, has_video, inputs, model
+from dots import dotted, places_of_a_batch
+from families import IMAGE, RAGGED, inputs, model
 from transformers import (
     Gemma3ImageProcessorPil,
     Gemma4ImageProcessorPil,
@@ -28,7 +28,6 @@ from tokenprune.families import cut, tiles
 from tokenprune.families.llava_next_video import LlavaNextVideoAdapter
 from tokenprune.parts.adapter import Given
 from tokenprune.registry import registry
-from tokenprune.show import overlay
 
 FAMILIES = [
     "gemma3", "gemma4_small", "gemma4_large", "internvl", "llava_onevision", "llava_next_video", "mistral3", "idefics3",
@@ -127,21 +126,8 @@ def test_a_wrong_canvas_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_and_videos_of_a_batch_find_their_tokens(family: str) -> None:
     """As many as each prompt has, in its order, with tokens that are next to nobody else's."""
-    prompts = MIXED if has_video(family) else RAGGED
-    given, config = inputs(family, prompts), model(family).config
-    adapter = registry().adapter(config)
-    visual = adapter.visual(config, given["input_ids"])
-    for row, (_, segments) in enumerate(prompts):
-        found = overlay.placed(adapter, config, given["input_ids"], visual, given, row)
-        assert len(found) == sum(isinstance(segment, str) for segment in segments)
-        columns = torch.cat([picture.columns for picture in found]) if found else torch.empty(0, dtype=torch.int64)
-        assert torch.equal(columns, visual[row].nonzero()[:, 0])
-    numbers = [
-        picture.number
-        for row in range(len(prompts))
-        for picture in overlay.placed(adapter, config, given["input_ids"], visual, given, row)
-        if given["input_ids"][row, picture.columns[0]] == IMAGE
-    ]
+    found = [(ids, picture) for ids, row in places_of_a_batch(family) for picture in row]
+    numbers = [picture.number for ids, picture in found if ids[picture.columns[0]] == IMAGE]
     assert numbers == list(range(len(numbers)))
 
 

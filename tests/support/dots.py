@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from families import MIXED, RAGGED, has_video, inputs, model
 from PIL import Image
 
 import tokenprune
 from tokenprune import Scorer
+from tokenprune.registry import registry
 from tokenprune.show import overlay
 
 Rows = Sequence[Sequence[Image.Image | list[Image.Image]]]
@@ -90,3 +92,22 @@ def check(panel: np.ndarray, original: Image.Image, at: tuple[float, float], pat
     x, y = at[0] * original.width, at[1] * original.height
     assert columns[0] <= x <= columns[-1] + 1
     assert rows[0] <= y <= rows[-1] + 1
+
+
+def places_of_a_batch(family: str) -> list[tuple[torch.Tensor, list[overlay.Placed]]]:
+    """Of each prompt of a ragged batch, its token ids and what an overlay finds of its pictures and videos.
+
+    They are as many as the prompt has, in its order, and share its visual columns among them.
+    """
+    prompts = MIXED if has_video(family) else RAGGED
+    given, config = inputs(family, prompts), model(family).config
+    adapter = registry().adapter(config)
+    visual = adapter.visual(config, given["input_ids"])
+    places = []
+    for row, (_, segments) in enumerate(prompts):
+        found = overlay.placed(adapter, config, given["input_ids"], visual, given, row)
+        assert len(found) == sum(isinstance(segment, str) for segment in segments)
+        columns = torch.cat([picture.columns for picture in found]) if found else torch.empty(0, dtype=torch.int64)
+        assert torch.equal(columns, visual[row].nonzero()[:, 0])
+        places.append((given["input_ids"][row], found))
+    return places

@@ -16,6 +16,15 @@ WORDS = [*QUESTION.split(), *"0123456789", *"<>.:,s", "Time", "seconds"]  # the 
 IDS = {"<pad>": PAD, "<s>": 1, "</s>": 2, "<unk>": 9, **{word: number for number, word in enumerate(WORDS, 10)}}
 
 
+RECIPE = {
+    "prune": [
+        {"scorer": "diversity", "schedule": {"name": "fixed", "layer": 0, "keep": 0.5}},
+        {"scorer": "entropy", "schedule": {"name": "fixed", "layer": 2, "keep": 5}},
+    ]
+}
+"""Two stages, which leave no more than five tokens of each prompt."""
+
+
 def tokenizer(image: str, video: str, **more: int) -> PreTrainedTokenizerFast:
     """A few words, and the ids that the tiny models know for a picture, a video, and what else is named."""
     special = {image: IMAGE, video: VIDEO, **more}
