@@ -69,7 +69,7 @@ def test_a_verified_type_prunes_as_masked(recipe: str, folder: Path) -> None:
     settings = [f"prune.0.schedule={{name: fixed, layer: {layer}, keep: 4}}"]
     with torch.no_grad(), tokenprune.prune(trial.model, recipe, *settings) as pruning:
         found = trial.logits()[:, -1]
-    assert [path.name.partition("-transformers")[0] for path in folder.iterdir()] == ["ovis2-qwen2"]
+    assert [path.name.rpartition("-transformers")[0][:-9] for path in folder.iterdir()] == ["ovis2-qwen2"]
     assert pruning.state is not None
     assert pruning.state.counts == (14, 0, 12)
     assert all(view.width < trial.prompt.ids.shape[1] for view in pruning.state.views.values())
@@ -199,6 +199,16 @@ def test_decoders_of_one_type_are_entries_of_their_own(checks: list[Any], folder
         "qwen2", "llama", "qwen2 (full_attention, sliding_attention)",
     ]  # fmt: skip
     assert len(all_remembered()["ovis2"]) == 3
+
+
+def test_what_is_switched_on_is_an_entry_of_its_own(checks: list[Any]) -> None:
+    """But neither sizes nor token ids are."""
+    configs = [typical("gemma4_unified") for _ in range(3)]
+    configs[1].text_config.hidden_size, configs[1].text_config.pad_token_id = 768, 1
+    configs[2].text_config.num_kv_shared_layers = 3 - bool(configs[2].text_config.num_kv_shared_layers) * 3
+    for config, times in zip(configs, (1, 1, 2), strict=True):
+        again(config)
+        assert len(checks) == times
 
 
 def test_what_another_adapter_came_to_counts_for_nothing(checks: list[Any]) -> None:

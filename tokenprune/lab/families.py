@@ -34,7 +34,7 @@ class Known:
         """In words: verified here or not, and why."""
         several = len(self.verdicts) > 1
         found = [f"with {one.decoder}: {outcome(one)}" if several else outcome(one) for one in self.verdicts]
-        return "; ".join(found) or ("a file of its own" if self.adapter else UNCHECKED)
+        return "; ".join(dict.fromkeys(found)) or ("a file of its own" if self.adapter else UNCHECKED)
 
     @property
     def described(self) -> dict[str, Any]:

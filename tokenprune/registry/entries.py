@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +53,8 @@ class Registry:
     entries: dict[str, dict[str, Entry]]
     broken: tuple[Broken, ...]
     contested: dict[str, dict[str, tuple[Entry, ...]]]
-    adopted: dict[tuple[str, str], Adapter] = field(default_factory=dict)
-    """For models that nobody wrote an adapter for, by the types of the model and of its decoder: see `verify`."""
+    adopted: dict[tuple[str, str, str], Adapter] = field(default_factory=dict)
+    """For models that nobody wrote an adapter for, by their `types`: see `verify`."""
 
     def get(self, kind: str, name: str) -> Any:
         """The registered thing. Raises UnknownNameError with the closest name, RegistryError if it is contested."""
@@ -95,15 +98,34 @@ class Registry:
         )
 
 
-def types(config: Any) -> tuple[str, str]:
-    """Of a model and of its decoder: `lfm2 (conv, full_attention)`, where blocks are not all of full attention."""
+def types(config: Any) -> tuple[str, str, str]:
+    """What tells models apart that are laid out differently: the type of the model and of its decoder (`lfm2 (conv,
+    full_attention)`, where blocks are not all of full attention), and what is switched on in the decoder.
+    """
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     window = "sliding" if getattr(text, "sliding_window", None) else "full"
     kinds = sorted(set(getattr(text, "layer_types", None) or (f"{window}_attention",)))
     decoder = str(getattr(text, "model_type", None))
-    return str(getattr(config, "model_type", None)), (
-        decoder if kinds == ["full_attention"] else f"{decoder} ({', '.join(kinds)})"
-    )
+    decoder = decoder if kinds == ["full_attention"] else f"{decoder} ({', '.join(kinds)})"
+    return str(getattr(config, "model_type", None)), decoder, _switches(text)
+
+
+def _switches(config: Any) -> str:
+    """A digest of all in a config that is no size: whether and which, but not how many."""
+    told = json.dumps(_told(config.to_dict() if hasattr(config, "to_dict") else {}), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _told(inner) for name, inner in value.items() if not _IRRELEVANT.search(str(name))}
+    if isinstance(value, list | tuple):
+        return sorted({json.dumps(_told(inner), sort_keys=True) for inner in value})
+    return bool(value) if isinstance(value, int | float) else str(value)
+
+
+_IRRELEVANT = re.compile("^_|token|label|version|architectures|dtype|name|output_|return_dict|use_cache|problem_type")
+"""Fields that do not change what a decoder computes of its columns."""
 
 
 def contest(what: str, rivals: Sequence[Entry]) -> str:

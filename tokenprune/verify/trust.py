@@ -45,7 +45,7 @@ def verify_type(model_type: str) -> Verdict:
     try:
         config = typical(model_type)
     except UnsupportedModelError as error:
-        return remember((model_type, "unknown"), Standard, (), str(error))
+        return remember((model_type, "unknown", ""), Standard, (), str(error))
     return verify(config)
 
 

@@ -42,6 +42,7 @@ class Verdict:
     Attributes:
         model_type: of the model.
         decoder: its decoder's model type.
+        switches: a digest of what is switched on in it.
         adapter: what it was checked with, as the path of a class.
         transformers: version that was checked.
         tokenprune: version that checked.
@@ -51,6 +52,7 @@ class Verdict:
 
     model_type: str
     decoder: str
+    switches: str
     adapter: str
     transformers: str
     tokenprune: str
@@ -75,7 +77,7 @@ def path_of(adapter: type[Adapter]) -> str:
 
 
 def remember(
-    named: tuple[str, str], adapter: type[Adapter], comparisons: Sequence[Comparison], reason: str | None
+    named: tuple[str, str, str], adapter: type[Adapter], comparisons: Sequence[Comparison], reason: str | None
 ) -> Verdict:
     made = Verdict(*named, path_of(adapter), transformers.__version__, __version__, tuple(comparisons), reason)
     try:
@@ -94,7 +96,7 @@ def remembered(config: Any) -> Verdict | None:
 def all_remembered() -> dict[str, list[Verdict]]:
     """What every earlier check with these versions came to, by model type."""
     found: dict[str, list[Verdict]] = {}
-    for path in sorted(_path("*", "*").parent.glob(_path("*", "*").name)):
+    for path in sorted(_path("*", "*", "*").parent.glob(_path("*", "*", "*").name)):
         if (verdict := _read(path)) is not None:
             found.setdefault(verdict.model_type, []).append(verdict)
     return found
@@ -109,6 +111,6 @@ def _read(path: Path) -> Verdict | None:
         return None  # there is none, or nobody can read it: it is made anew
 
 
-def _path(model_type: str, decoder: str) -> Path:
-    name = f"{model_type}-{decoder}-transformers-{transformers.__version__}-tokenprune-{__version__}.json"
+def _path(model_type: str, decoder: str, switches: str) -> Path:
+    name = f"{model_type}-{decoder}-{switches}-transformers-{transformers.__version__}-tokenprune-{__version__}.json"
     return outputs.cache_folder() / "families" / name.replace("/", "_")
