@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from families import IMAGE, VIDEO, Prompt, inputs, model
 from family_towers import own_attention, squares, tokens_gone
 from masking import hidden_by_mask
 from torch import Tensor
+from transformers.models.pixtral.modeling_pixtral import PixtralVisionModel
 
 import tokenprune
 from tokenprune import Ranking, Scorer, Seen, VisionScorer
@@ -285,6 +287,10 @@ def test_flash_attention_sees_what_is_left(family: str) -> None:
     config = setup.adapter.towers(setup.base)[0].config
     lm = SimpleNamespace(model=SimpleNamespace(language_model=SimpleNamespace(config=config)))
     with fake_flash(lm) as calls, setup.pruned(RECIPES["stages"]):
+        if family == "mistral3" and "cu_seq_lens_q" not in inspect.getsource(PixtralVisionModel):  # transformers 5.19
+            with pytest.raises(UnsupportedModelError, match="where pictures end: load the tower with sdpa"):
+                setup.encode()
+            return
         found = setup.encode()
     assert calls
     for ours, theirs in zip(found, expected, strict=True):

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..errors import UnsupportedModelError
 from ..parts.vision import BlockRun, Call, TokenRows, VisionAdapter
 from ..seen.vision import VisionBlock
 from .clip_tower import attention_mask, with_mask
@@ -66,6 +67,7 @@ class PixtralTower(VisionAdapter):
 
     def narrow(self, call: Call, rows: Int[Tensor, "r"]) -> Call:
         args, named = call
+        _ends(call)  # blocks that are not told where pictures end cannot be told where what is left of them does
         cos, sin = named["position_embeddings"]
         narrowed: dict[str, Any] = {"position_embeddings": (cos[rows], sin[rows])}
         for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
@@ -98,6 +100,11 @@ def _units(grids: list[tuple[int, int]], side: int) -> Int[Tensor, "t u"]:
 def _ends(call: Call) -> Int[Tensor, "c"]:
     """Where pictures end; flash attention is told, and in a mask rows that see each other follow each other."""
     if (mask := attention_mask(call)) is None:
+        if "cu_seq_lens_q" not in call[1]:
+            raise UnsupportedModelError(
+                "under flash attention this transformers does not tell the vision tower's blocks where pictures end: "
+                "load the tower with sdpa or eager attention, or install a later transformers"
+            )
         return call[1]["cu_seq_lens_q"]
     first = (mask[0, 0] == 0).int().argmax(1)  # that each row sees
     _, counts = torch.unique_consecutive(first, return_counts=True)
