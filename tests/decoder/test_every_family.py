@@ -58,14 +58,16 @@ def check(family: str, attention: str, prompts: Sequence[Prompt], recipe: Any) -
 
 @pytest.mark.works("Models", "every family of the table in docs/families.md: prefill and decode equal masking")
 @pytest.mark.parametrize("recipe", NAMES)
-@pytest.mark.parametrize("batch", ["one", "ragged"])
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize(
+    ("attention", "batch"),
+    [("sdpa", "ragged"), ("eager", "ragged"), ("sdpa", "one"), pytest.param("eager", "one", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("family", EVERY)
 def test_pruning_equals_the_reference(family: str, attention: str, batch: str, recipe: str) -> None:
     check(family, attention, BATCHES[batch], plan(family, recipe))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", EVERY)
 def test_keep_all_is_no_pruning(family: str, attention: str) -> None:
     recipe = {"prune": [{"scorer": "random", "schedule": {"name": "fixed", "layer": 2, "keep": 1.0}}]}

@@ -110,6 +110,8 @@ class Compatibility:
 
 
 def _mark(item: Any) -> pytest.Mark | None:
+    if item.get_closest_marker("slow"):  # the page is the same with and without slow corners
+        return None
     return item.get_closest_marker("works") or item.get_closest_marker("refused")
 
 
