@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-IMAGE, VIDEO = 32000, 32001
-"""Token ids of placeholders in models built with random weights; all text is below."""
+IMAGE = 32000
+"""Token id of a picture's placeholder in models built with random weights; all text is below."""
+
+VIDEO = 32001
+"""That of a video's."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import CLIPVisionConfig
 
-DEPTH, VOCAB, IMAGE, VIDEO, PAD = 6, 128, 5, 6, 0
-"""Decoder blocks, token ids in all, and those of the placeholders and of padding."""
+DEPTH = 6
+"""Decoder blocks."""
+
+VOCAB = 128
+"""Token ids in all."""
+
+IMAGE = 5
+"""The token id of a picture's placeholder."""
+
+VIDEO = 6
+"""That of a video's."""
+
+PAD = 0
+"""That of padding."""
 
 
 @dataclass(frozen=True)
