@@ -305,9 +305,10 @@ class StandIn:
     def __call__(self, text: Any, images: Any = (), videos: Any = (), **more: Any) -> Any:
         picked = [self.prompts[int(number)] for number in text]
         for kind, given in (("image", images), ("video", videos)):
-            assert len(given) == sum(part == kind for _, parts in picked for part in parts)
-        assert all(isinstance(picture, Image.Image) and picture.mode == "RGB" for picture in images)
-        assert all(video.shape == (3, 32, 32, 3) for video in videos)
+            counts = [sum(part == kind for part in parts) for _, parts in picked]
+            assert [len(own) for own in given] == (counts if any(counts) else [])
+        assert all(isinstance(picture, Image.Image) and picture.mode == "RGB" for own in images for picture in own)
+        assert all(video.shape == (3, 32, 32, 3) for own in videos for video in own)
         return SimpleNamespace(to=lambda device: inputs(self.family, picked))
 
     def batch_decode(self, rows: torch.Tensor, skip_special_tokens: bool) -> list[str]:

@@ -129,6 +129,26 @@ def test_from_files_to_a_pruned_answer(family: str, user: Loaded, tmp_path: Path
     assert torch.equal(lm.generate(**given, max_new_tokens=4, do_sample=False), plain)
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_batch_with_none_one_and_two(family: str, user: Loaded, kind: str) -> None:
+    """Each prompt gets its own pictures, or its own videos: as many answers as alone."""
+    draw = np.random.default_rng(0)
+    shape = (32, 40, 3) if kind == "image" else (4, 32, 32, 3)
+    arrays = [draw.integers(0, 255, shape, np.uint8) for _ in range(3)]
+    items: list[Any] = [Image.fromarray(array) for array in arrays] if kind == "image" else arrays
+    talks = [
+        [{"role": "user", "content": [*[{"type": kind}] * count, {"type": "text", "text": QUESTION}]}]
+        for count in (1, 0, 2)
+    ]
+    given = user.batch(talks, **{f"{kind}s": items})
+    parts = (items[:1], [], items[1:])
+    with torch.no_grad():
+        together = user.model(**given).logits[:, -1]
+        for row, (talk, own) in enumerate(zip(talks, parts, strict=True)):
+            alone = user.model(**user.batch([talk], **{f"{kind}s": own})).logits[0, -1]
+            torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
+
+
 def test_every_visual_token_has_a_box(family: str, user: Loaded, tmp_path: Path) -> None:
     pictures, videos = files(tmp_path, family)
     given, adapter = user.inputs(QUESTION, pictures, videos), registry().adapter(user.model.config)
