@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_flash import fake_flash
 from families import BATCHES, EVERY, ONE, RAGGED, Prompt, answer, inputs, logits, model
 from masking import hidden_by_mask
 from oracle import ATTENTIONS, close, unpruned
@@ -162,6 +163,20 @@ def test_a_static_cache_is_refused(family: str) -> None:
         pytest.raises(PromptError, match=r"static cache for blocks of .* leave cache_implementation"),
     ):
         answer(family, "sdpa", ONE, cache_implementation="static")
+
+
+@pytest.mark.refused("Attention", "flash attention in decoders with windows, beyond these")
+@pytest.mark.parametrize(("family", "steps"), [("gemma3", 1), ("gemma3_wide", 25), ("gemma4_small", 1)])
+@pytest.mark.parametrize("batch", ["one", "ragged"])
+def test_windows_that_flash_attention_would_slide_are_refused(family: str, steps: int, batch: str) -> None:
+    """With and without padding, where it gets a mask and where it gets none; by the prompt or during the answer."""
+    lm = model(family)
+    with (
+        tokenprune.prune(lm, {"prune": plan(family, "layer 0")}),
+        fake_flash(lm),
+        pytest.raises(PromptError, match=r"columns exceed a window of .* would slide over dropped tokens"),
+    ):
+        answer(family, "sdpa", BATCHES[batch], steps)
 
 
 @pytest.mark.refused("Inputs", "prompts of linear decoders that end with their picture, its last token dropped")

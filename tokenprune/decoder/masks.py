@@ -64,8 +64,7 @@ def mask(forward: ForwardPass, block: int, hidden: Float[Tensor, "b k d"], own: 
     kind, step = anatomy.kinds[block], given is not None and given.width == 1 and not forward.prefill
     if given is not None and isinstance(own, Tensor) and own.ndim == 4 and not (step and kind == FULL):
         return followed(forward, block, hidden, own)
-    if own is not None and kind != FULL:
-        _refuse_windows(forward, block)
+    refuse_windows(forward, block)
     visible = held(forward, block, hidden.device).mask
     if step and visible is not None and forward.pipeline.attention == "sdpa":
         added = torch.zeros(visible.shape, dtype=hidden.dtype, device=visible.device)
@@ -127,9 +126,15 @@ def own_offset(forward: ForwardPass, own: Tensor) -> int:
     return max(forward.given.total - own.shape[-1], 0)
 
 
-def _refuse_windows(forward: ForwardPass, block: int) -> None:
-    """Raise PromptError where a backend would slide its window over the columns that are left."""
+def refuse_windows(forward: ForwardPass, block: int) -> None:
+    """Raise PromptError where a backend would slide its window over the columns that are left.
+
+    Under sdpa and eager attention masks say what a window hides, and none that it is not reached. Other backends slide
+    it by themselves, whether they get a mask or not.
+    """
     config, given = forward.pipeline.anatomy.text, forward.given
+    if forward.pipeline.anatomy.kinds[block] == FULL or forward.pipeline.attention in ("sdpa", "eager"):
+        return
     window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None) or 0
     if given is not None and given.total > window:
         raise PromptError(

@@ -182,6 +182,7 @@ class ModelSource:
         """As the model's own mask has it, if it made one."""
         own = self.blocks[block].mask
         if not isinstance(own, Tensor) or own.ndim != 4:
+            masks.refuse_windows(self.forward, self.blocks[block].number)
             return None
         prompt, given = self.prompt, self.forward.given
         assert given is not None
