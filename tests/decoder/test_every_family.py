@@ -218,12 +218,13 @@ def test_pictures_in_later_turns(family: str) -> None:
     assert not close(pruned[-1], last)
 
 
-def in_turns(family: str, turns: Sequence[Prompt]) -> list[torch.Tensor]:
-    """A conversation of one prompt, a word of answer after each turn; logits of every pass."""
-    lm, found, mask = model(family), [], torch.zeros(1, 0, dtype=torch.long)
+def in_turns(family: str, turns: Sequence[Sequence[Prompt]]) -> list[torch.Tensor]:
+    """Conversations of prompts as long as each other, a word of answer after each turn; logits of every pass."""
+    rows = len(turns[0])
+    lm, found, mask = model(family), [], torch.zeros(rows, 0, dtype=torch.long)
     cache = DynamicCache(config=lm.config.get_text_config())
     for turn in turns:
-        for given in (inputs(family, [turn]), {"input_ids": torch.tensor([[17]])}):
+        for given in (inputs(family, turn), {"input_ids": torch.full((rows, 1), 17)}):
             ids = given.pop("input_ids")
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
             more = {**given, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1)[:, -ids.shape[1] :]}
@@ -236,7 +237,7 @@ def in_turns(family: str, turns: Sequence[Prompt]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
 def test_later_turns_of_a_decoder_with_states(family: str) -> None:
     """As if the dropped tokens of both turns had never been said to the blocks behind the stage."""
-    turns = [FIRST[2], SECOND[0]]
+    turns = [[FIRST[2]], [SECOND[0]]]
     states: list[Any] = []
     with tokenprune.prune(model(family), {"prune": plan(family, "layer 0")}) as pruning:
         handle = Anatomy.of(model(family)).decoder.register_forward_hook(lambda *_: states.append(pruning.state))
@@ -251,7 +252,7 @@ def test_later_turns_of_a_decoder_with_states(family: str) -> None:
     assert not close(pruned[-1], in_turns(family, turns)[-1])
 
 
-def without(family: str, turns: Sequence[Prompt], kept: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def without(family: str, turns: Sequence[Sequence[Prompt]], kept: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The same conversation on the unpruned model, whose decoder never gets the rows that are not kept."""
     decoder, at = Anatomy.of(model(family)).decoder, iter([kept[0], None, kept[1], None])
 
@@ -272,6 +273,17 @@ def without(family: str, turns: Sequence[Prompt], kept: Sequence[torch.Tensor]) 
         return in_turns(family, turns)
     finally:
         handle.remove()
+
+
+def test_later_turns_of_prompts_that_keep_equally_many() -> None:
+    """In a batch as alone."""
+    turns = [[(1, (3, "image", 4)), (4, (3, "image", 4))], [(2, (5, "image", 2)), (5, (5, "image", 2))]]
+    with tokenprune.prune(model("qwen3_5"), {"prune": plan("qwen3_5", "stages")}):
+        together = in_turns("qwen3_5", turns)
+        for row in (0, 1):
+            alone = in_turns("qwen3_5", [[turn[row]] for turn in turns])
+            assert all(close(a[row : row + 1], b) for a, b in zip(together, alone, strict=True))
+    assert not close(together[-1][0], together[-1][1])
 
 
 @pytest.mark.refused("Conversations", "later turns of linear decoders in batches that keep different numbers")
